@@ -1,0 +1,75 @@
+#include "base/cpu_features.h"
+
+#include <array>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
+namespace tac {
+
+#if defined(__x86_64__) || defined(__i386__)
+
+namespace {
+
+struct Registers {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf = 0) noexcept {
+  Registers r;
+  if (__get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d) == 0) return {};
+  return r;
+}
+
+std::uint64_t xgetbv0() noexcept {
+  unsigned low = 0;
+  unsigned high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+}  // namespace
+
+CpuFeatures detect_cpu_features() noexcept {
+  const Registers leaf1 = cpuid(1);
+  const Registers leaf7 = cpuid(7);
+  const bool os_saves_extended = (leaf1.c >> 27 & 1U) != 0;  // OSXSAVE
+  const std::uint64_t saved = os_saves_extended ? xgetbv0() : 0;
+  const bool ymm = (saved & 0x6U) == 0x6U;    // XMM and upper YMM halves
+  const bool zmm = (saved & 0xE6U) == 0xE6U;  // and opmask, upper ZMM halves, ZMM16-31
+  CpuFeatures features = 0;
+  const auto add = [&](bool os, unsigned reg, unsigned bit, CpuFeature feature) {
+    if (os && (reg >> bit & 1U) != 0) features |= feature;
+  };
+  add(true, leaf1.c, 23, kPopcnt);
+  add(ymm, leaf7.b, 5, kAvx2);
+  add(ymm, leaf1.c, 12, kFma);
+  add(zmm, leaf7.b, 16, kAvx512F);
+  add(zmm, leaf7.b, 17, kAvx512DQ);
+  add(zmm, leaf7.b, 30, kAvx512BW);
+  add(zmm, leaf7.b, 31, kAvx512VL);
+  add(zmm, leaf7.c, 14, kAvx512Vpopcntdq);
+  return features;
+}
+
+std::string cpu_name() {
+  std::array<char, 49> name{};
+  for (unsigned i = 0; i < 3; ++i) {
+    const Registers r = cpuid(0x80000002U + i);
+    std::memcpy(name.data() + 16 * i, &r, 16);
+  }
+  std::string text(name.data());
+  while (!text.empty() && text.back() == ' ') text.pop_back();
+  return text;
+}
+
+#else
+
+CpuFeatures detect_cpu_features() noexcept { return 0; }
+std::string cpu_name() { return {}; }
+
+#endif
+
+}  // namespace tac

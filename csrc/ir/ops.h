@@ -1,0 +1,405 @@
+// One struct per op, each with one fields() visitor that the writer, the reader, the printer and op_specs() share.
+//
+// A visitor is called as v("field_name", field) for fields of these types only:
+//   TensorId, std::vector<TensorId> (wrapped: TensorList), std::int64_t, float, bool, std::vector<std::int64_t>,
+//   an enum class with an EnumNames<> specialisation, BlobOf<float>, BlobOf<std::int32_t>, BlobOf<std::uint8_t>,
+//   BlobOf<std::uint32_t>.
+// Arithmetic of every op: the comment at its struct. "C" is the size of the last axis.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "ir/tensor.h"
+
+namespace tac {
+
+enum class OpCode : std::uint16_t {
+#define TAC_OP(code, Struct, name) k##Struct = code,
+#include "ir/ops.inc"
+#undef TAC_OP
+};
+
+template <class T>
+struct BlobOf {
+  Blob bytes;
+  std::size_t size() const noexcept { return bytes.size() / sizeof(T); }
+  // Blobs are 64-byte aligned in the file and in the writer.
+  const T* data() const noexcept { return reinterpret_cast<const T*>(bytes.data()); }
+  std::span<const T> view() const noexcept { return {data(), size()}; }
+};
+
+struct TensorList {
+  std::vector<TensorId> ids;
+};
+
+template <class E>
+struct EnumNames;  // static constexpr std::array of string_view, index = value
+
+// A sliding window over [H, W]: pads are {top, left, bottom, right}, the others {vertical, horizontal}.
+struct Window {
+  std::vector<std::int64_t> kernel{1, 1}, strides{1, 1}, dilations{1, 1}, pads{0, 0, 0, 0};
+
+  template <class V>
+  void fields(V& v) {
+    v("kernel", kernel);
+    v("strides", strides);
+    v("dilations", dilations);
+    v("pads", pads);
+  }
+};
+
+// Step function on the ordered output levels, shared by BinaryConv (integer thresholds) and Quantize (float thresholds).
+// thresholds [C][T] or, shared by all channels, [1][T]; ascending within a row; T = n_levels - 1 of the output encoding.
+//   n     = number of t with x >= t
+//   index = descending[c] ? T - n : n          (index in the ascending list of output levels)
+// A constant channel has all its thresholds at the type's lowest (n = T) or, for int32, INT32_MAX / for float, +inf
+// (x = +inf then counts as reached). `descending` is empty (none is) or has one byte per threshold row.
+
+// Integer convolution of low-bit levels: acc = sum over window taps and channels of weight level * input level, exact.
+//   input  kBits [H, W, C]; output kBits or kF32 [OH, OW, out_channels]
+//   pad_level: the level that a tap outside the map reads (0 for ONNX zero padding, -1 or +1 for Pad nodes)
+//   weights: w_planes sign planes, each a bit matrix of out_channels rows; a row is the bits of (kh, kw, c in group) in
+//     that order, padded with 0 to whole 32-bit words. Bit b is s = 1 - 2b, and
+//     weight level = (sum over planes of w_coefs[plane] * s) / 2^w_shift, which must be an integer.
+//   kBits out: thresholds on acc, as above.     kF32 out: y = scale[c] * float(acc) + bias[c], one rounding each.
+struct BinaryConv {
+  TensorId input = 0, output = 0;
+  Window window;
+  std::int64_t groups = 1;
+  std::int64_t pad_level = 0;
+  BlobOf<std::uint32_t> weights;
+  std::vector<std::int64_t> w_coefs{1};
+  std::int64_t w_shift = 0;
+  BlobOf<std::int32_t> thresholds;
+  BlobOf<std::uint8_t> descending;
+  BlobOf<float> scale, bias;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    window.fields(v);
+    v("groups", groups);
+    v("pad_level", pad_level);
+    v("weights", weights);
+    v("w_coefs", w_coefs);
+    v("w_shift", w_shift);
+    v("thresholds", thresholds);
+    v("descending", descending);
+    v("scale", scale);
+    v("bias", bias);
+  }
+};
+
+// kF32 [..., C] -> kBits of the same dims, by float thresholds (above). NaN reaches no threshold.
+struct Quantize {
+  TensorId input = 0, output = 0;
+  BlobOf<float> thresholds;
+  BlobOf<std::uint8_t> descending;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("thresholds", thresholds);
+    v("descending", descending);
+  }
+};
+
+// kBits [..., C] -> kF32 of the same dims: y = values[c or 0][index], index = position in the ascending list of levels.
+struct Dequantize {
+  TensorId input = 0, output = 0;
+  BlobOf<float> values;  // [C][n_levels] or [1][n_levels]
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("values", values);
+  }
+};
+
+// Max pooling of levels, kBits [H, W, C] -> kBits of the same encoding; padding never wins. Channels with a non-zero
+// byte in `take_min` are min-pooled instead (max pooling moved behind a descending threshold).
+struct BitPool {
+  TensorId input = 0, output = 0;
+  Window window;
+  BlobOf<std::uint8_t> take_min;  // empty, or [C]
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    window.fields(v);
+    v("take_min", take_min);
+  }
+};
+
+// y[o] = sum over k of codebook[code(o, k)] * x[k] + bias[o]; kF32 [..., K] -> kF32 [..., O], sums in float32.
+//   bitmap: empty: every position has a code. Otherwise [O][ceil(K / 32)] words, bit k % 32 of word k / 32 set where the
+//     weight is not zero; only those have a code.
+//   codes: code_bits (1, 2 or 4) each, little end first within a byte, row after row without gaps; the last byte is
+//     padded with 0.
+//   codebook: at most 2^code_bits values; with a bitmap none of them is 0.
+struct CodebookLinear {
+  TensorId input = 0, output = 0;
+  std::int64_t code_bits = 4;
+  BlobOf<float> codebook;
+  BlobOf<std::uint32_t> bitmap;
+  BlobOf<std::uint8_t> codes;
+  BlobOf<float> bias;  // [O]
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("code_bits", code_bits);
+    v("codebook", codebook);
+    v("bitmap", bitmap);
+    v("codes", codes);
+    v("bias", bias);
+  }
+};
+
+// kF32 [..., K] -> [..., O]; weights [O][K], bias [O].
+struct Linear {
+  TensorId input = 0, output = 0;
+  BlobOf<float> weights, bias;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("weights", weights);
+    v("bias", bias);
+  }
+};
+
+// kF32 [H, W, C] -> [OH, OW, O]; weights [O][kh][kw][C / groups], bias [O]; taps outside the map read 0.
+struct Conv {
+  TensorId input = 0, output = 0;
+  Window window;
+  std::int64_t groups = 1;
+  BlobOf<float> weights, bias;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    window.fields(v);
+    v("groups", groups);
+    v("weights", weights);
+    v("bias", bias);
+  }
+};
+
+enum class PoolKind : std::uint8_t { kMax = 0, kAverage = 1 };
+template <>
+struct EnumNames<PoolKind> {
+  static constexpr std::array<std::string_view, 2> kNames{"max", "average"};
+};
+
+// kF32 [H, W, C] -> [OH, OW, C]. Windows are clipped to the padded map; max ignores padding; average divides by the taps
+// inside the map or, with count_include_pad, inside the padded map. OH, OW come from the output tensor (ceil mode).
+struct Pool {
+  TensorId input = 0, output = 0;
+  PoolKind kind = PoolKind::kMax;
+  Window window;
+  bool count_include_pad = false;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("kind", kind);
+    window.fields(v);
+    v("count_include_pad", count_include_pad);
+  }
+};
+
+// y = scale[c] * x + shift[c], c along the last axis, [C] or [1] each; two roundings.
+struct Affine {
+  TensorId input = 0, output = 0;
+  BlobOf<float> scale, shift;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("scale", scale);
+    v("shift", shift);
+  }
+};
+
+enum class UnaryKind : std::uint8_t {
+  kRelu = 0,         // max(x, 0)
+  kClip = 1,         // min(max(x, alpha), beta)
+  kLeakyRelu = 2,    // x < 0 ? alpha * x : x
+  kSigmoid = 3,
+  kTanh = 4,
+  kHardSigmoid = 5,  // min(max(alpha * x + beta, 0), 1)
+  kHardSwish = 6,    // x * min(max(x / 6 + 0.5, 0), 1)
+  kAbs = 7,
+  kNeg = 8,
+  kSqrt = 9,
+  kExp = 10,
+  kSign = 11,        // -1, 0, 1; NaN stays NaN
+  kFloor = 12,
+  kCeil = 13,
+  kRound = 14,       // half to even
+};
+template <>
+struct EnumNames<UnaryKind> {
+  static constexpr std::array<std::string_view, 15> kNames{
+      "relu", "clip", "leaky_relu", "sigmoid", "tanh",  "hard_sigmoid", "hard_swish", "abs",
+      "neg",  "sqrt", "exp",        "sign",    "floor", "ceil",         "round"};
+};
+
+struct Unary {
+  TensorId input = 0, output = 0;
+  UnaryKind kind = UnaryKind::kRelu;
+  float alpha = 0.0F, beta = 0.0F;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("kind", kind);
+    v("alpha", alpha);
+    v("beta", beta);
+  }
+};
+
+enum class BinaryKind : std::uint8_t {
+  kAdd = 0,
+  kSub = 1,
+  kMul = 2,
+  kDiv = 3,
+  kMin = 4,
+  kMax = 5,
+  kPow = 6,
+  kPRelu = 7,  // a < 0 ? b * a : a
+};
+template <>
+struct EnumNames<BinaryKind> {
+  static constexpr std::array<std::string_view, 8> kNames{"add", "sub", "mul", "div", "min", "max", "pow", "prelu"};
+};
+
+// kF32 elementwise with NumPy broadcasting over the per-sample dims (aligned at the last axis). Either input may be a
+// constant tensor; at least one is not.
+struct Binary {
+  TensorId a = 0, b = 0, output = 0;
+  BinaryKind kind = BinaryKind::kAdd;
+
+  template <class V>
+  void fields(V& v) {
+    v("a", a);
+    v("b", b);
+    v("output", output);
+    v("kind", kind);
+  }
+};
+
+// kF32; axis counts per-sample dims.
+struct Concat {
+  TensorList inputs;
+  TensorId output = 0;
+  std::int64_t axis = 0;
+
+  template <class V>
+  void fields(V& v) {
+    v("inputs", inputs);
+    v("output", output);
+    v("axis", axis);
+  }
+};
+
+// Same elements, other per-sample dims; costs nothing at run time. kF32, or kBits where the last axis is unchanged or
+// [H, W, C] becomes [H * W * C] with C a multiple of 32.
+struct Reshape {
+  TensorId input = 0, output = 0;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+  }
+};
+
+// kF32; output dim i is input dim perm[i], per-sample dims.
+struct Transpose {
+  TensorId input = 0, output = 0;
+  std::vector<std::int64_t> perm;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("perm", perm);
+  }
+};
+
+// kF32 constant padding; begin and end per per-sample dim, negative crops.
+struct Pad {
+  TensorId input = 0, output = 0;
+  std::vector<std::int64_t> begin, end;
+  float value = 0.0F;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("begin", begin);
+    v("end", end);
+    v("value", value);
+  }
+};
+
+struct Softmax {
+  TensorId input = 0, output = 0;
+  std::int64_t axis = 0;
+  bool log = false;  // log(softmax)
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("axis", axis);
+    v("log", log);
+  }
+};
+
+// kF32 -> kI64; the output dims have that axis removed or, keepdims, of size 1. Ties: the first, or with select_last the last.
+struct ArgMax {
+  TensorId input = 0, output = 0;
+  std::int64_t axis = 0;
+  bool select_last = false;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("axis", axis);
+    v("select_last", select_last);
+  }
+};
+
+using OpVariant = std::variant<
+#define TAC_OP(code, Struct, name) Struct,
+#include "ir/ops.inc"
+#undef TAC_OP
+    std::monostate>;
+
+struct Op {
+  std::string name;    // of the ONNX node it came from (the last one, where several were fused)
+  std::string origin;  // free text for people: which nodes were fused
+  OpVariant op;
+};
+
+}  // namespace tac
