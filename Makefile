@@ -1,0 +1,103 @@
+# Everything starts from a bare Debian or Ubuntu machine: `make demo`, `make test`. The second run is quick: what was set up
+# is stamped in build/ and .venv/ and redone when its sources change.
+PYTHON ?= python3
+ifeq ($(origin CXX),default)
+CXX := g++
+endif
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON CXX
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export CTEST_PARALLEL_LEVEL := $(JOBS)
+
+# From PyPI, so that no system's CMake is too old.
+BUILD_TOOLS := 'cmake>=3.22' ninja 'scikit-build-core>=0.10' 'pybind11>=2.13'
+
+# What the package is made of: any change installs it anew.
+PACKAGE_SOURCES := $(wildcard pyproject.toml CMakeLists.txt README.md LICENSE) \
+  $(shell find csrc python converters -type f -not -path '*/__pycache__/*')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan tidy bench lint format clean
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+build/.system: tools/system_packages.sh
+	bash tools/system_packages.sh
+	@mkdir -p build && touch $@
+
+build/.emulators: tools/system_packages.sh
+	bash tools/system_packages.sh emulators
+	@mkdir -p build && touch $@
+
+build/.clang: tools/system_packages.sh
+	bash tools/system_packages.sh clang
+	@mkdir -p build && touch $@
+
+$(VENV)/.tools: Makefile build/.system
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(BUILD_TOOLS)
+	@touch $@
+
+# Without isolation: build/package keeps its object files, a change compiles only what it touched.
+$(VENV)/.package: $(VENV)/.tools $(PACKAGE_SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[convert,images,test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.package
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[lint]'
+	@touch $@
+
+setup: $(VENV)/.package ## Install what is missing, build the Python package into .venv/.
+
+demo: $(VENV)/.package ## Convert the trained network, classify pictures, time it beside ONNX Runtime.
+	@$(BIN)/python examples/demo.py
+
+test: test-cpp test-python ## Build and run every fast test, C++ and Python.
+
+test-cpp: ctest-default
+
+test-python: $(VENV)/.package test-cpp
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(VENV)/.package ## Run the Python tests marked slow.
+	$(BIN)/python -m pytest -m slow
+
+test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM.
+
+asan: ctest-asan ## Run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the C++ sources.
+
+bench: build-default ## Time the C++ kernels.
+	build/default/benchmarks/kernels/tac_bench
+
+lint: $(VENV)/.lint ## Run every check of .pre-commit-config.yaml.
+	pre-commit run --all-files
+
+format: $(VENV)/.lint ## Format C++ and Python sources.
+	ruff format .
+	ruff check -q --fix .
+	git ls-files '*.cc' '*.h' | xargs clang-format -i
+
+# build-NAME and ctest-NAME work on preset NAME of CMakePresets.json.
+.PHONY: build-default build-asan build-tidy build-core2duo build-aarch64
+build-default build-asan build-tidy build-core2duo build-aarch64: build-%: $(VENV)/.tools
+	@test -f build/$*/build.ninja || cmake --preset $*
+	cmake --build --preset $*
+
+.PHONY: ctest-default ctest-asan ctest-core2duo ctest-aarch64
+ctest-default ctest-asan ctest-core2duo ctest-aarch64: ctest-%: build-%
+	ctest --preset $*
+
+build-core2duo build-aarch64: build/.emulators
+build-tidy: build/.clang
+
+clean: ## Remove build/, dist/ and .venv/.
+	rm -rf build dist $(VENV)
