@@ -1,0 +1,318 @@
+"""Which layers are integer layers, and what every tensor has to be at run time: packed bits, floats or both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .chains import ELEMENTWISE, Chain, Steps, accumulator_steps, float_steps, trace
+from .graph import Array, Graph, Node, Shape
+from .values import Encoding, WeightLattice, encode_levels, weight_lattice
+
+MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
+# Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
+FLOAT_ELEMENTWISE = frozenset(
+    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish IntQuant LeakyRelu Max Min
+    Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
+)
+_MAX_ACCUMULATOR = 1 << 16
+
+
+@dataclass(frozen=True)
+class MacWeights:
+    """Constant side of a Conv, Gemm or MatMul: weight [O, C / groups, kh, kw] or [O, K], bias float32 [O]."""
+
+    weight: Array
+    bias: Array
+    activation: str
+
+
+def mac_weights(graph: Graph, node: Node) -> MacWeights | str:
+    """Reads the weights of a MAC node, or says why it is not a layer with constant weights."""
+    if node.op == "Conv":
+        if not graph.is_constant(node.inputs[1]):
+            return f"its weight '{node.inputs[1]}' is computed at run time"
+        weight = graph.constants[node.inputs[1]]
+        bias = _bias(graph, node, weight.shape[0])
+        return bias if isinstance(bias, str) else MacWeights(weight, bias, node.inputs[0])
+    left, right = node.inputs[0], node.inputs[1]
+    if not graph.is_constant(right):
+        which = "left" if graph.is_constant(left) else "neither"
+        return f"{which} of its inputs is constant; the right one must be"
+    weight = graph.constants[right]
+    if weight.ndim != 2:
+        return f"its weight has rank {weight.ndim}, expected 2"
+    if node.op == "MatMul":
+        return MacWeights(np.ascontiguousarray(weight.T), np.zeros(weight.shape[1], np.float32), left)
+    if node.attrs.get("transA", 0):
+        return "Gemm with transA=1"
+    if not node.attrs.get("transB", 0):
+        weight = weight.T
+    alpha, beta = np.float32(node.attrs.get("alpha", 1.0)), np.float32(node.attrs.get("beta", 1.0))
+    if alpha != 1.0:
+        weight = weight * alpha
+    bias = _bias(graph, node, weight.shape[0])
+    return bias if isinstance(bias, str) else MacWeights(np.ascontiguousarray(weight), bias * beta, left)
+
+
+def _bias(graph: Graph, node: Node, outputs: int) -> Array | str:
+    if len(node.inputs) < 3 or not node.inputs[2]:
+        return np.zeros(outputs, np.float32)
+    if not graph.is_constant(node.inputs[2]):
+        return f"its bias '{node.inputs[2]}' is computed at run time"
+    bias = graph.constants[node.inputs[2]].astype(np.float32)
+    if bias.size not in (1, outputs):
+        return f"its bias has shape {list(bias.shape)}, expected [{outputs}]"
+    return np.broadcast_to(bias.reshape(-1), (outputs,)).copy()
+
+
+@dataclass(frozen=True)
+class BitSource:
+    """Where an integer layer's input comes from: ``steps`` made the bits, ``moves`` (in order) only moved them.
+
+    ``pads`` [top, left, bottom, right] and ``pad_level`` are a Pad node's, absorbed by the layer.
+    """
+
+    steps: Steps
+    encoding: Encoding
+    moves: tuple[Node, ...]
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pad_level: int = 0
+
+
+@dataclass(frozen=True)
+class IntegerMac:
+    """A layer whose sums are integers: ``value = float32(scale[o] * acc) + bias[o]``."""
+
+    node: Node
+    weights: WeightLattice
+    source: BitSource
+    scale: Array  # float64 [O], weight scale times activation scale
+    bias: Array  # float32 [O]
+    integers: Array  # int64, every value that acc can take, ascending
+
+    def root_values(self) -> Array:
+        """What the ONNX node gives at each accumulator value: float32 [M, O]."""
+        products = (self.integers[:, None].astype(np.float64) * self.scale[None]).astype(np.float32)
+        return products + self.bias[None]
+
+
+@dataclass
+class Analysis:
+    graph: Graph
+    integer: dict[str, IntegerMac] = field(default_factory=dict)  # by output tensor
+    reasons: dict[str, str] = field(default_factory=dict)  # why a MAC output is not integer
+    steps: dict[str, Steps | str] = field(default_factory=dict)
+    want_bits: set[str] = field(default_factory=set)
+    want_float: set[str] = field(default_factory=set)
+
+    def is_fused(self, root: str) -> bool:
+        """Whether the integer layer writing ``root`` gives bits only, for a single consumer chain."""
+        users = [name for name in self.want_bits if self._root(name) == root]
+        return root not in self.want_float and len(users) == 1
+
+    def _root(self, tensor: str) -> str | None:
+        steps = self.steps.get(tensor)
+        return steps.chain.root if isinstance(steps, Steps) else None
+
+    def steps_of(self, tensor: str) -> Steps | str:
+        if tensor not in self.steps:
+            self.steps[tensor] = self._find_steps(tensor)
+        return self.steps[tensor]
+
+    def _find_steps(self, tensor: str) -> Steps | str:
+        graph = self.graph
+        node = graph.producer(tensor)
+        if node is None or node.op not in ELEMENTWISE:
+            made_by = f"its producer {node.op} '{node.name}' is not" if node else "a model input is not"
+            return f"{made_by} a quantizer"
+        chain = trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True)
+        if chain is not None and chain.root in self.integer and chain.channel_axis == 1:
+            mac = self.integer[chain.root]
+            result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
+            if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
+                return result
+        reason = f"its producer {node.op} '{node.name}' has no quantizer"
+        for chain in self._float_chains(tensor, node):
+            result = float_steps(graph, chain)
+            if isinstance(result, Steps):
+                if encode_levels(result.levels.levels) is not None:
+                    return result
+                result = f"takes {len(result.levels.levels)} levels"
+            reason = f"its producer {node.op} '{node.name}' {result}" if not result.startswith("takes many") else reason
+        return reason
+
+    def _float_chains(self, tensor: str, node: Node) -> list[Chain]:
+        """Longest first: the whole chain behind a float root, then the last node alone."""
+        whole = trace(self.graph, tensor, stop=lambda name: name in self.integer, through_pool=False)
+        live = {name for name in node.inputs if name and not self.graph.is_constant(name)}
+        last = trace(self.graph, tensor, stop=lambda name: name in live, through_pool=False)
+        chains = [chain for chain in (whole, last) if chain is not None]
+        return chains[:1] if len(chains) == 2 and chains[0].root == chains[1].root else chains
+
+
+def analyse(graph: Graph) -> Analysis:
+    """Finds the integer layers front to back, then what each tensor is wanted as, back to front."""
+    analysis = Analysis(graph)
+    live = _live_nodes(graph)
+    for node in live:
+        if node.op in MAC_OPS and not node.domain:
+            found = _integer_mac(analysis, node)
+            if isinstance(found, IntegerMac):
+                analysis.integer[node.output] = found
+            else:
+                analysis.reasons[node.output] = found
+    for mac in analysis.integer.values():
+        analysis.want_bits.add(mac.source.steps.chain.result)
+    _mark(analysis)
+    return analysis
+
+
+def _live_nodes(graph: Graph) -> list[Node]:
+    wanted = set(graph.outputs)
+    live: list[Node] = []
+    for node in reversed(graph.nodes):
+        if wanted.intersection(node.outputs):
+            live.append(node)
+            wanted.update(name for name in node.inputs if name)
+    return live[::-1]
+
+
+def _mark(analysis: Analysis) -> None:
+    graph = analysis.graph
+    pending = [*graph.outputs]
+    done: set[str] = set()
+
+    def want_bits(tensor: str) -> None:
+        steps = analysis.steps[tensor]
+        assert isinstance(steps, Steps)
+        if steps.chain.root not in analysis.integer:
+            pending.append(steps.chain.root)
+
+    for tensor in analysis.want_bits:
+        want_bits(tensor)
+    while pending:
+        tensor = pending.pop()
+        if tensor in done or graph.is_constant(tensor):
+            continue
+        done.add(tensor)
+        node = graph.producer(tensor)
+        if tensor in analysis.want_bits or node is None:
+            continue  # unpacked from the bits; or a model input
+        if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE and isinstance(analysis.steps_of(tensor), Steps):
+            analysis.want_bits.add(tensor)
+            want_bits(tensor)
+            continue
+        analysis.want_float.add(tensor)
+        if tensor not in analysis.integer:
+            pending.extend(name for name in node.inputs if name)
+
+
+def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
+    graph = analysis.graph
+    constant = mac_weights(graph, node)
+    if isinstance(constant, str):
+        return constant
+    rank = len(graph.shapes[constant.activation])
+    if rank not in (2, 4) or (node.op != "Conv" and rank != 2):
+        return f"its input has rank {rank}"
+    weights = weight_lattice(constant.weight)
+    if isinstance(weights, str):
+        return weights
+    source = _bit_source(analysis, constant.activation)
+    if isinstance(source, str):
+        hint = ""
+        if weights.values == (-1, 1):
+            hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
+        return f"activation '{constant.activation}' is real: {source}{hint}"
+    if source.pads != (0, 0, 0, 0) and node.op != "Conv":
+        return "a padded tensor feeds a fully connected layer"
+    if any(source.pads) and any(node.attrs["pads"]) and source.pad_level != 0:
+        return "a Pad node with a value other than 0 meets padding of the convolution itself"
+    integers = _reachable(node, weights, source)
+    if integers is None:
+        return "the accumulator can exceed 2^16"
+    scale = weights.scale * source.steps.levels.scale
+    return IntegerMac(node, weights, source, scale, constant.bias, integers)
+
+
+def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
+    graph = analysis.graph
+    moves: list[Node] = []
+    while True:
+        steps = analysis.steps_of(tensor)
+        if isinstance(steps, Steps):
+            break
+        node = graph.producer(tensor)
+        if node is None or node.op not in ("MaxPool", "Reshape", "Transpose", "Pad"):
+            return steps
+        moves.append(node)
+        tensor = node.inputs[0]
+    encoding = encode_levels(steps.levels.levels)
+    assert encoding is not None  # steps_of only returns encodable levels
+    moves.reverse()
+    pads, pad_level = (0, 0, 0, 0), 0
+    axis, rank = steps.chain.result_axis, len(graph.shapes[tensor])
+    if rank not in (2, 4):
+        return f"tensor '{tensor}' of rank {rank} has few values, but only rank 2 and 4 are packed"
+    if rank == 2 and axis != 1:
+        return "its channel axis is not the last"
+    for position, move in enumerate(moves):
+        shape = graph.shapes[move.output]
+        if move.op == "Transpose":
+            axis = move.attrs["perm"].index(axis)
+            if move.attrs["perm"] not in ([0, 2, 3, 1], [0, 3, 1, 2], [0, 1, 2, 3]):
+                return f"Transpose '{move.name}' does more than move the channels"
+        elif move.op == "MaxPool" and (axis != 1 or rank != 4):
+            return f"MaxPool '{move.name}' does not pool the two axes behind the channels"
+        elif move.op == "Reshape":
+            if not _flattens(graph.shapes[move.inputs[0]], shape):
+                return f"Reshape '{move.name}' does more than flatten each sample"
+            rank = 2
+        elif move.op == "Pad":
+            padding = _pad_of(graph, move, axis, steps)
+            if isinstance(padding, str):
+                return padding
+            if any(later.op not in ("Transpose",) for later in moves[position + 1 :]):
+                return f"Pad '{move.name}' is not directly in front of the layer"
+            pads, pad_level = padding
+    if rank == 4 and axis != 1:
+        return "its channels are not on axis 1"
+    return BitSource(steps, encoding, tuple(moves), pads, pad_level)
+
+
+def _flattens(before: Shape, after: Shape) -> bool:
+    return len(after) == 2 and before[0] == after[0]
+
+
+def _pad_of(graph: Graph, node: Node, axis: int, steps: Steps) -> tuple[tuple[int, int, int, int], int] | str:
+    pads = list(node.attrs["pads"])
+    if node.attrs.get("mode", "constant") != "constant" or len(pads) != 8 or min(pads) < 0:
+        return f"Pad '{node.name}' is not a constant padding of a map"
+    begin, end = pads[:4], pads[4:]
+    spatial = [2, 3] if axis == 1 else [1, 2]
+    if any(begin[i] or end[i] for i in range(4) if i not in spatial):
+        return f"Pad '{node.name}' pads the batch or the channels"
+    value = float(graph.constants[node.inputs[1]].reshape(())) if len(node.inputs) > 1 and node.inputs[1] else 0.0
+    level = round(value / steps.levels.scale)
+    if abs(level * steps.levels.scale - value) > 1e-6 * steps.levels.scale or abs(level) > 16:
+        return f"Pad '{node.name}' writes {value}, which is not a level of the tensor"
+    low, high = min(0, *steps.levels.levels), max(0, *steps.levels.levels)
+    if not low <= level <= high:
+        return f"Pad '{node.name}' writes {value}, outside the tensor's levels"
+    return (begin[spatial[0]], begin[spatial[1]], end[spatial[0]], end[spatial[1]]), level
+
+
+def _reachable(node: Node, weights: WeightLattice, source: BitSource) -> Array | None:
+    """Every value an accumulator can take: bounds from the weights, steps of 2 where sums of +-1 keep their parity."""
+    top = max(abs(level) for level in source.steps.levels.levels)
+    bound = int(np.abs(weights.levels).reshape(weights.levels.shape[0], -1).sum(axis=1).max()) * top
+    if bound > _MAX_ACCUMULATOR:
+        return None
+    taps = weights.levels[0].size
+    pads_zero = node.op == "Conv" and (any(node.attrs["pads"]) or (any(source.pads) and source.pad_level == 0))
+    per_tap = weights.levels.shape[1]
+    if source.encoding.levels == [-1, 1] and weights.values in ((-1, 1), (-1,), (1,)) and (not pads_zero or per_tap % 2 == 0):
+        return np.arange(-taps, taps + 1, 2)
+    return np.arange(-bound, bound + 1)

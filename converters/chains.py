@@ -1,0 +1,403 @@
+"""Elementwise chains and the step functions that they are.
+
+A chain is every elementwise node between one root tensor and a result. It is understood by evaluating it, with ONNX
+semantics in float32, never by its spelling: on an integer accumulator at every value that can occur, on a float root by
+bisection over the float32 line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .evaluate import evaluate_node
+from .graph import Array, Graph, Node
+from .values import MAX_LEVELS, Levels, distinct_values, fit_levels
+
+ELEMENTWISE = frozenset(
+    """Abs Add And BatchNormalization BipolarQuant Cast Ceil Clip DequantizeLinear Div Elu Equal Erf Exp Floor Greater
+    GreaterOrEqual HardSigmoid HardSwish IntQuant LeakyRelu Less LessOrEqual Max Min Mul Neg Not Or PRelu Pow Quant
+    QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Trunc Where
+    Xor""".split()
+)
+_CHUNK = 1 << 22  # values evaluated at a time
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Nodes from ``root`` to ``result`` in order; at most one of them a MaxPool (an identity per value), any Transposes.
+
+    ``channel_axis`` is the root's axis along which constants differ, ``result_axis`` the same axis at the result.
+    """
+
+    root: str
+    result: str
+    nodes: tuple[Node, ...]
+    pool: Node | None
+    channel_axis: int
+    result_axis: int
+
+
+def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> Chain | None:
+    """The longest chain that ends in ``result``. ``stop(tensor)`` says that a tensor is a root, however it was made."""
+    producers = {name: node for node in graph.nodes for name in node.outputs if name}
+    order = {id(node): position for position, node in enumerate(graph.nodes)}
+    collected: dict[int, Node] = {}
+    pool: Node | None = None
+    frontier = {result}
+    # Take the latest node of the frontier apart until a single tensor remains that is a root or cannot be taken apart; the
+    # frontier is one tensor wide at every possible root.
+    best: tuple[str, dict[int, Node], Node | None] | None = None
+    while True:
+        if len(frontier) == 1:
+            tensor = next(iter(frontier))
+            if collected:
+                best = (tensor, dict(collected), pool)
+            if tensor != result and stop(tensor):
+                break
+        candidates = [producers[name] for name in frontier if name in producers]
+        if not candidates:
+            break
+        node = max(candidates, key=lambda item: order[id(item)])
+        if node.output not in frontier or len(frontier) > 1 and stop(node.output):
+            break
+        if node.op == "MaxPool" and through_pool and pool is None and len(frontier) == 1 and collected:
+            pool = node
+        elif not _is_elementwise(graph, node):
+            break
+        collected[id(node)] = node
+        frontier.discard(node.output)
+        frontier |= {name for name in node.inputs if name and not graph.is_constant(name)}
+    if best is None:
+        return None
+    root, members, pool = best
+    nodes = tuple(sorted(members.values(), key=lambda item: order[id(item)]))
+    axes = _channel_axes(graph, root, nodes)
+    return None if axes is None else Chain(root, result, nodes, pool, axes[0], axes[1][result])
+
+
+def _is_elementwise(graph: Graph, node: Node) -> bool:
+    if node.op == "Transpose":
+        return node.attrs["perm"][0] == 0 and not graph.is_constant(node.inputs[0])
+    if node.op not in ELEMENTWISE:
+        return False
+    live = [name for name in node.inputs if name and not graph.is_constant(name)]
+    return bool(live) and all(graph.shapes[name] == graph.shapes[node.output] for name in live)
+
+
+def _channel_axes(graph: Graph, root: str, nodes: tuple[Node, ...]) -> tuple[int, dict[str, int]] | None:
+    """(channel axis of the root, channel axis of each tensor). None if constants vary along two different axes."""
+    rank = len(graph.shapes[root])
+    permutation: dict[str, tuple[int, ...]] = {root: tuple(range(rank))}  # tensor axis -> root axis
+    found: set[int] = set()
+    for node in nodes:
+        live = next(name for name in node.inputs if name in permutation)
+        axes = permutation[live]
+        if node.op == "Transpose":
+            permutation[node.output] = tuple(axes[p] for p in node.attrs["perm"])
+            continue
+        permutation[node.output] = axes
+        if node.op == "BatchNormalization":
+            found.add(axes[1])
+        if node.op in ("QuantizeLinear", "DequantizeLinear") and graph.constants[node.inputs[1]].size > 1:
+            found.add(axes[node.attrs.get("axis", 1)])
+            continue
+        for name in node.inputs if node.op != "BatchNormalization" else ():
+            if name and graph.is_constant(name):
+                found |= {axes[axis] for axis in _varying_axes(graph.constants[name], rank)}
+    if len(found) > 1 or 0 in found:
+        return None
+    # Without per-channel constants the channel axis is where a convolution has it: 1.
+    channel = found.pop() if found else (1 if rank != 3 else 2)
+    if channel >= rank:
+        return None
+    return channel, {name: axes.index(channel) for name, axes in permutation.items()}
+
+
+def _varying_axes(constant: Array, rank: int) -> set[int]:
+    padded = constant.reshape((1,) * (rank - constant.ndim) + constant.shape) if constant.ndim <= rank else constant
+    return {
+        axis
+        for axis in range(padded.ndim)
+        if padded.shape[axis] > 1 and not np.array_equal(padded, np.broadcast_to(padded.take([0], axis), padded.shape))
+    }
+
+
+def evaluate_chain(graph: Graph, chain: Chain, probes: Array, stages: tuple[str, ...] = ()) -> tuple[Array, ...]:
+    """Values of ``chain.result`` (and of ``stages``) at ``probes`` [P, C] of the root, each [P, C] float32."""
+    rank = len(graph.shapes[chain.root])
+    shape = [1] * rank
+    shape[0], shape[chain.channel_axis] = probes.shape
+    values: dict[str, Array] = {chain.root: probes.reshape(shape)}
+    wanted = (chain.result, *stages)
+    for node in chain.nodes:
+        if node is chain.pool:
+            values[node.output] = values[node.inputs[0]]
+            continue
+        arguments: list[Array | None] = []
+        for name in node.inputs:
+            if not name:
+                arguments.append(None)
+            elif name in values:
+                arguments.append(values[name])
+            elif node.op in ("BatchNormalization", "QuantizeLinear", "DequantizeLinear"):
+                arguments.append(graph.constants[name])
+            else:
+                arguments.append(_collapse(graph.constants[name], rank))
+        with np.errstate(all="ignore"):
+            values[node.output] = evaluate_node(node, arguments, graph.opset)[0]
+    return tuple(np.asarray(values[name], np.float32).reshape(probes.shape) for name in wanted)
+
+
+def _collapse(constant: Array, rank: int) -> Array:
+    """Drops the axes along which a constant only repeats itself ([1, C, H, W] back to [1, C, 1, 1])."""
+    if constant.ndim == 0 or constant.ndim > rank:
+        return constant
+    varying = _varying_axes(constant, rank)
+    offset = rank - constant.ndim
+    for axis in range(constant.ndim):
+        if constant.shape[axis] > 1 and axis + offset not in varying:
+            constant = constant.take([0], axis)
+    return constant
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A chain that takes few values: level index as a step function of the root.
+
+    ``thresholds`` [C or 1, T] ascending: ``n = count(x >= t)``, ``index = T - n if descending else n``. int64 on an
+    accumulator, float32 on a float root. ``take_min``: channels whose part behind the chain's MaxPool descends.
+    ``values`` [C or 1, L] float32 are what the tensor holds at each level. ``zero_reachable``: the levels are those of a
+    Sign that can meet an exact zero.
+    """
+
+    chain: Chain
+    levels: Levels
+    thresholds: Array
+    descending: Array
+    take_min: Array
+
+
+def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: Array) -> Steps | str:
+    """Exhaustive evaluation: ``integers`` [M] ascending, ``root_values`` [M, C] float32 are the root at each of them."""
+    count, channels = root_values.shape
+    rows = max(1, _CHUNK // max(1, count))
+    stages = () if chain.pool is None else (chain.pool.output,)
+    results: list[Array] = []
+    pooled: list[Array] = []
+    for begin in range(0, channels, rows):
+        part = _select_channels(graph, chain, begin, min(channels, begin + rows), channels)
+        values = evaluate_chain(part[0], part[1], root_values[:, begin : begin + rows], stages)
+        results.append(values[0])
+        pooled.extend(values[1:])
+    outputs = np.concatenate(results, axis=1)
+    levels = _levels_of(outputs)
+    if isinstance(levels, str):
+        return levels
+    index = levels.index(outputs)
+    rising = np.all(np.diff(index, axis=0) >= 0, axis=0)
+    falling = np.all(np.diff(index, axis=0) <= 0, axis=0)
+    if not np.all(rising | falling):
+        return f"not a monotone step function of the accumulator (channel {int(np.argmin(rising | falling))})"
+    descending = ~rising
+    take_min = np.zeros(channels, bool)
+    if chain.pool is not None:
+        before = np.concatenate(pooled, axis=1)
+        order = np.argsort(before, axis=0, kind="stable")
+        behind = np.diff(np.take_along_axis(index, order, 0), axis=0)
+        ties = np.diff(np.take_along_axis(before, order, 0), axis=0) == 0
+        behind = np.where(ties, 0, behind)
+        up, down = np.all(behind >= 0, axis=0), np.all(behind <= 0, axis=0)
+        if not np.all(up | down):
+            return "the part behind the MaxPool is not monotone"
+        take_min = ~up
+    steps = len(levels.levels) - 1
+    upward = np.where(descending, steps - index, index)  # ascending along the accumulator in every channel
+    thresholds = np.full((channels, steps), np.iinfo(np.int32).max, np.int64)
+    for step in range(steps):
+        reached = upward > step
+        first = np.argmax(reached, axis=0)
+        values_at = np.where(first == 0, np.iinfo(np.int32).min, integers[first])
+        thresholds[:, step] = np.where(reached.any(axis=0), values_at, np.iinfo(np.int32).max)
+    return Steps(chain, levels, thresholds, descending, take_min)
+
+
+def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels: int) -> tuple[Graph, Chain]:
+    """The chain with its per-channel constants cut to [begin, end)."""
+    if begin == 0 and end == channels:
+        return graph, chain
+    rank = len(graph.shapes[chain.root])
+    axes = _channel_axes(graph, chain.root, chain.nodes)
+    assert axes is not None
+    constants = dict(graph.constants)
+    for node in chain.nodes:
+        if node.op in ("Transpose", "MaxPool"):
+            continue
+        axis = axes[1][node.output]
+        for name in node.inputs:
+            if not name or not graph.is_constant(name):
+                continue
+            constant = graph.constants[name]
+            if node.op in ("BatchNormalization", "QuantizeLinear", "DequantizeLinear"):
+                if constant.ndim == 1 and constant.size == channels:
+                    constants[name] = constant[begin:end]
+                continue
+            own = axis - (rank - constant.ndim)
+            if own >= 0 and constant.shape[own] == channels and channels > 1:
+                constants[name] = constant.take(range(begin, end), own)
+    part = Graph(graph.nodes, constants, graph.inputs, graph.outputs, graph.shapes, graph.dtypes, graph.opset, graph.source)
+    return part, chain
+
+
+def _levels_of(outputs: Array) -> Levels | str:
+    distinct = distinct_values(outputs, 4 * MAX_LEVELS)
+    if distinct is None:
+        return "takes many values"
+    levels = fit_levels(distinct)
+    if levels is None:
+        return f"its {distinct.size} values are not multiples of one scale"
+    if max(levels.levels) - min(levels.levels) >= 4 * MAX_LEVELS:
+        return f"its {distinct.size} values span too many levels"
+    return Levels(abs(levels.scale), levels.levels if levels.scale > 0 else tuple(sorted(-v for v in levels.levels)))
+
+
+def _to_key(values: Array) -> Array:
+    """float32 to integers of the same order; -0.0 and 0.0 share a key."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.int32).astype(np.int64)
+    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+
+
+def _from_key(keys: Array) -> Array:
+    bits = np.where(keys >= 0, keys, (-keys) | 0x80000000).astype(np.uint32)
+    return bits.view(np.float32)
+
+
+_TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
+
+
+def float_steps(graph: Graph, chain: Chain) -> Steps | str:
+    """Bisection over float32: the chain is evaluated on a grid over the whole line, each change is narrowed to one float,
+    and the result is checked at the thresholds' neighbours and at random points."""
+    shape = graph.shapes[chain.root]
+    dim = shape[chain.channel_axis]
+    per_channel = _has_channel_constants(graph, chain)
+    if not isinstance(dim, int):
+        return "its channel axis is the batch axis"
+    channels = dim if per_channel else 1
+    grid = np.unique(np.concatenate([np.linspace(-_TOP_KEY, _TOP_KEY, 4097).astype(np.int64), [0, 1, -1]]))
+    near_one = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
+    grid = np.unique(np.concatenate([grid, near_one]))
+
+    def outputs_at(keys: Array) -> Array:
+        return evaluate_chain(graph, chain, _from_key(keys))[0]
+
+    sampled = outputs_at(np.repeat(grid[:, None], channels, axis=1))
+    if not np.all(np.isfinite(sampled)):
+        return "takes many values"
+    levels = _levels_of(sampled)
+    if isinstance(levels, str):
+        return levels
+    at_grid = _round(levels, sampled)
+    moves = np.diff(at_grid, axis=0)
+    rising, falling = np.all(moves >= 0, axis=0), np.all(moves <= 0, axis=0)
+    if not np.all(rising | falling):
+        return "not a monotone step function"
+    descending = ~rising
+
+    # Each change between two grid points is an interval (low, high] in which the first key with another level than at `low`
+    # is searched; if that is not yet the level at `high`, the search goes on from there.
+    changes: list[list[tuple[int, int]]] = [[] for _ in range(channels)]  # (key, level from there on), ascending
+    intervals = [[(int(grid[i]), int(grid[i + 1])) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
+    start_level = [[int(at_grid[i, c]) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
+    end_level = [[int(at_grid[i + 1, c]) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
+    for _ in range(2 * MAX_LEVELS):
+        width = max(len(row) for row in intervals)
+        if width == 0:
+            break
+        low, high, start = (np.zeros((width, channels), np.int64) for _ in range(3))
+        for c, row in enumerate(intervals):
+            for i, (begin, end) in enumerate(row):
+                low[i, c], high[i, c], start[i, c] = begin, end, start_level[c][i]
+        while np.any(high - low > 1):
+            middle = (low + high) // 2
+            values = outputs_at(middle)
+            if not _on_lattice(levels, values):
+                return "takes values off its lattice between the sampled points"
+            changed = _round(levels, values) != start
+            high = np.where(changed, middle, high)
+            low = np.where(changed, low, middle)
+        reached = _round(levels, outputs_at(high))
+        for c, row in enumerate(intervals):
+            rest: list[tuple[tuple[int, int], int, int]] = []
+            for i, (_, end) in enumerate(row):
+                level = int(reached[i, c])
+                changes[c].append((int(high[i, c]), level))
+                if level != end_level[c][i]:
+                    rest.append(((int(high[i, c]), end), level, end_level[c][i]))
+            intervals[c] = [item[0] for item in rest]
+            start_level[c] = [item[1] for item in rest]
+            end_level[c] = [item[2] for item in rest]
+
+    seen = {level for row in changes for _, level in row} | set(levels.levels)
+    levels = Levels(levels.scale, tuple(sorted(seen)))
+    steps = len(levels.levels) - 1
+    if steps + 1 > MAX_LEVELS:
+        return f"takes {steps + 1} values"
+    thresholds = np.full((channels, steps), np.inf, np.float32)
+    for c in range(channels):
+        position = 0
+        for key, level in [(-_TOP_KEY - 1, int(at_grid[0, c])), *sorted(changes[c])]:
+            index = levels.levels.index(level)
+            target = steps - index if descending[c] else index
+            if target < position:
+                return "not a monotone step function"
+            threshold = -np.inf if key < -_TOP_KEY else _from_key(np.asarray([key]))[0]
+            thresholds[c, position:target] = threshold
+            position = target
+    result = Steps(chain, levels, thresholds, descending, np.zeros(channels, bool))
+    return result if _confirmed(result, outputs_at, channels) else "not a step function everywhere"
+
+
+def _round(levels: Levels, values: Array) -> Array:
+    return np.rint(np.asarray(values, np.float64) / levels.scale).astype(np.int64)
+
+
+def _on_lattice(levels: Levels, values: Array) -> bool:
+    scaled = np.asarray(values, np.float64) / levels.scale
+    top = max(1, *(abs(level) for level in levels.levels))
+    return bool(np.all(np.isfinite(scaled)) and np.all(np.abs(scaled - np.rint(scaled)) <= 1e-6 * top))
+
+
+def _confirmed(steps: Steps, outputs_at: Callable[[Array], Array], channels: int) -> bool:
+    random = np.random.default_rng(0)
+    finite = np.where(np.isfinite(steps.thresholds), steps.thresholds, 0.0)
+    keys = _to_key(finite).T  # [T, C]
+    probes = [keys, keys - 1, keys + 1, _to_key(random.normal(0, 4, (256, channels)).astype(np.float32))]
+    at = np.clip(np.concatenate(probes), -_TOP_KEY, _TOP_KEY)
+    values = outputs_at(at)
+    if not _on_lattice(steps.levels, values):
+        return False
+    count = (_from_key(at)[:, :, None] >= steps.thresholds[None]).sum(axis=2)
+    total = steps.thresholds.shape[1]
+    expected = np.where(steps.descending[None], total - count, count)
+    return bool(np.array_equal(np.asarray(steps.levels.levels)[expected], _round(steps.levels, values)))
+
+
+def _has_channel_constants(graph: Graph, chain: Chain) -> bool:
+    rank = len(graph.shapes[chain.root])
+    for node in chain.nodes:
+        if node.op in ("Transpose", "MaxPool"):
+            continue
+        if node.op == "BatchNormalization":
+            return True
+        for name in node.inputs:
+            if name and graph.is_constant(name):
+                constant = graph.constants[name]
+                if node.op in ("QuantizeLinear", "DequantizeLinear"):
+                    if constant.size > 1:
+                        return True
+                elif _varying_axes(constant, rank):
+                    return True
+    return False

@@ -1,0 +1,110 @@
+"""Fully connected layers as codebooks: exact where the weights have few values, pruned and quantized where asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import Array
+
+MAX_CODES = 16
+_KMEANS_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """File layout of a codebook layer (csrc/ir/ops.h, CodebookLinear). ``bitmap`` is None where every position has a code."""
+
+    code_bits: int
+    values: Array  # float32, at most 2**code_bits
+    bitmap: Array | None  # bool [O, K]
+    codes: Array  # uint8, packed
+
+    @property
+    def nbytes(self) -> int:
+        bitmap = 0 if self.bitmap is None else self.bitmap.shape[0] * -(-self.bitmap.shape[1] // 32) * 4
+        return self.values.nbytes + bitmap + self.codes.nbytes
+
+
+def encode_codebook(weight: Array) -> Codebook | None:
+    """The smaller of the two layouts for a weight [O, K] float32; None with more than 16 distinct values and zero."""
+    distinct, codes = np.unique(weight + np.float32(0.0), return_inverse=True)
+    if distinct.size > MAX_CODES + 1:
+        return None
+    codes = codes.reshape(weight.shape).astype(np.uint8)
+    layouts: list[Codebook] = []
+    if distinct.size <= MAX_CODES:
+        bits = _code_bits(distinct.size)
+        layouts.append(Codebook(bits, distinct, None, _pack(codes.ravel(), bits)))
+    zero = np.flatnonzero(distinct == 0.0)
+    if zero.size == 1 and distinct.size > 1:
+        bits = _code_bits(distinct.size - 1)
+        mask = codes != zero[0]
+        shifted = codes - (codes > zero[0]).astype(np.uint8)
+        layouts.append(Codebook(bits, np.delete(distinct, zero[0]), mask, _pack(shifted[mask], bits)))
+    return min(layouts, key=lambda layout: layout.nbytes, default=None)
+
+
+def _code_bits(count: int) -> int:
+    return 1 if count <= 2 else 2 if count <= 4 else 4
+
+
+def _pack(codes: Array, bits: int) -> Array:
+    per_byte = 8 // bits
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
+    padded[: codes.size] = codes
+    columns = padded.reshape(-1, per_byte)
+    packed = np.zeros(columns.shape[0], np.uint8)
+    for position in range(per_byte):
+        packed |= columns[:, position] << np.uint8(position * bits)
+    return packed
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A compressed weight and what it cost: error is ``||w' - w|| / ||w||``."""
+
+    weight: Array
+    sparsity: float
+    error: float
+
+
+def compress(weight: Array, prune: float, bits: int) -> Compression:
+    """Prunes the ``prune`` smallest magnitudes and clusters the rest into ``2**bits - 1`` values by 1-D k-means.
+
+    Centroids start linearly between the smallest and the largest surviving weight (Han et al., Deep Compression, 2016,
+    section 3); zero stays exactly zero.
+    """
+    flat = weight.astype(np.float64).ravel()
+    keep = np.ones(flat.size, bool)
+    dropped = round(prune * flat.size)
+    if dropped:
+        keep[np.argsort(np.abs(flat), kind="stable")[:dropped]] = False
+    keep &= flat != 0.0
+    result = np.zeros(flat.size, np.float32)
+    if keep.any():
+        result[keep] = _kmeans(flat[keep], (1 << bits) - 1)
+    norm = float(np.linalg.norm(flat))
+    error = float(np.linalg.norm(result - flat)) / norm if norm else 0.0
+    return Compression(result.reshape(weight.shape), 1.0 - np.count_nonzero(result) / flat.size, error)
+
+
+def _kmeans(values: Array, clusters: int) -> Array:
+    ordered = np.sort(values)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    centroids = np.linspace(ordered[0], ordered[-1], clusters)
+    for _ in range(_KMEANS_ROUNDS):
+        edges = np.searchsorted(ordered, (centroids[:-1] + centroids[1:]) / 2)
+        begin, end = np.concatenate([[0], edges]), np.concatenate([edges, [ordered.size]])
+        filled = end > begin
+        means = centroids.copy()
+        means[filled] = (sums[end] - sums[begin])[filled] / (end - begin)[filled]
+        if np.array_equal(means, centroids):
+            break
+        centroids = means
+    centroids = centroids.astype(np.float32)
+    # A centroid that lands on 0 would make a survivor a zero: it moves to the smallest float instead.
+    centroids[centroids == 0.0] = np.finfo(np.float32).tiny
+    nearest = np.searchsorted((centroids[:-1].astype(np.float64) + centroids[1:]) / 2, values)
+    return centroids[nearest]

@@ -1,0 +1,108 @@
+"""The converter's own graph: ONNX nodes with constants, shapes and dtypes resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A dimension that is ``factor`` times the batch size N."""
+
+    factor: int = 1
+
+    def __str__(self) -> str:
+        return "N" if self.factor == 1 else f"{self.factor}*N"
+
+
+Dim = int | Batch
+Shape = tuple[Dim, ...]
+
+
+@dataclass
+class Node:
+    """One ONNX node.
+
+    ``domain`` is "" for ONNX itself and "qonnx" for every alias of the QONNX domain. ``attrs`` holds Python values: int,
+    float, str, list or numpy array. A left-out optional input is the empty string.
+    """
+
+    op: str
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
+
+    @property
+    def output(self) -> str:
+        return self.outputs[0]
+
+    def __str__(self) -> str:
+        return f"{self.op} '{self.name}'"
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape  # the batch axis is Batch()
+
+
+@dataclass
+class Graph:
+    """Nodes in topological order, each tensor with a name of its own.
+
+    ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset`` is
+    the version of the ONNX domain "". ``source`` is the path that the model came from, for messages.
+    """
+
+    nodes: list[Node]
+    constants: dict[str, Array]
+    inputs: list[GraphInput]
+    outputs: list[str]
+    shapes: dict[str, Shape]
+    dtypes: dict[str, np.dtype[Any]]
+    opset: int
+    source: str = ""
+
+    def producer(self, tensor: str) -> Node | None:
+        """The node that writes ``tensor``; None for inputs and constants."""
+        return self._producers().get(tensor)
+
+    def consumers(self, tensor: str) -> list[Node]:
+        return [node for node in self.nodes if tensor in node.inputs]
+
+    def is_constant(self, tensor: str) -> bool:
+        return tensor in self.constants
+
+    def _producers(self) -> dict[str, Node]:
+        return {name: node for node in self.nodes for name in node.outputs if name}
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+
+@dataclass(frozen=True)
+class Offender:
+    """A node that cannot be converted, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"node '{self.node}' ({self.op}): {self.reason}"
+
+
+def describe_offenders(source: str, offenders: Sequence[Offender]) -> str:
+    lines = "\n".join(f"  - {offender}" for offender in offenders)
+    count = len(offenders)
+    return f"cannot convert {source}: {count} unsupported {'node' if count == 1 else 'nodes'}\n{lines}"

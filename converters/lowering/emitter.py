@@ -1,0 +1,128 @@
+"""Writes ops through ``_core.ModelWriter`` and keeps track of how each ONNX tensor is stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ... import _core
+from ..graph import Array, Graph, Node, Offender
+from ..report import LayerReport
+from ..values import Encoding
+
+
+class NotLowered(Exception):
+    """A node that no rule can lower; carries the reason."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
+        self.offender = Offender(node.name, node.op, reason)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A float tensor of the .tacbin that holds an ONNX tensor.
+
+    ``layout``: "plain" has the ONNX axes without the batch; "nhwc" stores an ONNX [N, C, H, W] as [H, W, C]; "flat" stores an
+    ONNX [N, C * H * W] in (H, W, C) order, ``map_dims`` = (H, W, C).
+    """
+
+    tensor: int
+    dims: tuple[int, ...]
+    layout: str = "plain"
+    map_dims: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class StoredBits:
+    """A packed tensor: ``dims`` is [H, W, C] or [C]; ``axis`` is the channel axis of the ONNX tensor it holds."""
+
+    tensor: int
+    dims: tuple[int, ...]
+    encoding: Encoding
+
+
+class Emitter:
+    """One conversion: the writer, the tensors made so far, the report rows and the map from ONNX tensors for verify."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.writer = _core.ModelWriter()
+        self.rows: list[LayerReport] = []
+        self.layers: list[dict[str, Any]] = []
+        self._names: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return name if count == 0 else f"{name}#{count}"
+
+    def op(
+        self,
+        kind: str,
+        node: Node,
+        fields: dict[str, Any],
+        dims: tuple[int, ...],
+        *,
+        dtype: str = "f32",
+        encoding: Encoding | None = None,
+        holds: str = "",
+        layout: str = "plain",
+        origin: str = "",
+    ) -> int:
+        """Adds an op and its output tensor; ``holds`` is the ONNX tensor that the output equals, if any."""
+        tensor_name = self.unique(holds or f"{node.output}/{kind}")
+        spec = None if encoding is None else encoding.spec()
+        tensor: int = self.writer.add_tensor(tensor_name, list(dims), dtype=dtype, encoding=spec)
+        name = self.unique(node.name or node.output)
+        self.writer.add_op(kind, {**fields, "output": tensor}, name, origin or f"{node.op} {node.name}")
+        if holds:
+            self.layers.append({"op": name, "tensor": tensor_name, "onnx_tensor": holds, "layout": layout})
+        return tensor
+
+    def row(
+        self, node: Node, op: str, kind: str, dims: tuple[int, ...], bits: str, before: int, after: int, reason: str = ""
+    ) -> None:
+        shape = "x".join(str(dim) for dim in dims)
+        self.rows.append(LayerReport(node.name or node.output, kind, op, bits, shape, before, after, reason))
+
+    def metadata(self) -> str:
+        return json.dumps({"source": self.graph.source, "layers": self.layers}, separators=(",", ":"))
+
+    # Layouts ----------------------------------------------------------------------------------------------------------
+
+    def plain(self, stored: Stored, node: Node) -> Stored:
+        """The same tensor with its axes in ONNX order."""
+        if stored.layout == "plain":
+            return stored
+        if stored.layout == "nhwc":
+            height, width, channels = stored.dims
+            dims = (channels, height, width)
+            if height == 1 and width == 1:
+                return Stored(self.op("reshape", node, {"input": stored.tensor}, dims), dims)
+            fields = {"input": stored.tensor, "perm": [2, 0, 1]}
+            return Stored(self.op("transpose", node, fields, dims), dims)
+        height, width, channels = stored.map_dims
+        as_map = self.op("reshape", node, {"input": stored.tensor}, stored.map_dims)
+        chw = self.op("transpose", node, {"input": as_map, "perm": [2, 0, 1]}, (channels, height, width))
+        return Stored(self.op("reshape", node, {"input": chw}, stored.dims), stored.dims)
+
+    def nhwc(self, stored: Stored, node: Node) -> Stored:
+        """An ONNX [N, C, H, W] as [H, W, C]."""
+        if stored.layout == "nhwc":
+            return stored
+        channels, height, width = stored.dims
+        dims = (height, width, channels)
+        if (height == 1 and width == 1) or channels == 1:
+            return Stored(self.op("reshape", node, {"input": stored.tensor}, dims), dims, "nhwc")
+        fields = {"input": stored.tensor, "perm": [1, 2, 0]}
+        return Stored(self.op("transpose", node, fields, dims), dims, "nhwc")
+
+
+def feature_order(map_dims: tuple[int, int, int]) -> Array:
+    """For "flat" storage: ONNX feature number (C, H, W order) of each stored position (H, W, C order)."""
+    height, width, channels = map_dims
+    return np.arange(height * width * channels).reshape(channels, height, width).transpose(1, 2, 0).ravel()

@@ -1,0 +1,243 @@
+"""Elementwise ops on floats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..graph import Array, Node
+from .emitter import NotLowered, Stored
+from .moves import constant_for
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+_INFINITY = float("inf")
+
+
+def _unary(
+    lowering: Lowering, node: Node, stored: Stored, kind: str, alpha: float = 0.0, beta: float = 0.0, *, last: bool = True
+) -> Stored:
+    fields = {"input": stored.tensor, "kind": kind, "alpha": alpha, "beta": beta}
+    holds = node.output if last else ""
+    tensor = lowering.emit.op("unary", node, fields, stored.dims, holds=holds, layout=stored.layout)
+    if last:
+        lowering.emit.row(node, "unary", kind.replace("_", " "), stored.dims, "32", 0, 0)
+    return Stored(tensor, stored.dims, stored.layout, stored.map_dims)
+
+
+def _simple(kind: str, **defaults: float) -> Callable[[Lowering, Node], Stored]:
+    def rule(lowering: Lowering, node: Node) -> Stored:
+        values = [float(node.attrs.get(name, default)) for name, default in defaults.items()]
+        return _unary(lowering, node, lowering.float_of(node.inputs[0], node), kind, *values)
+
+    return rule
+
+
+def _scalar(lowering: Lowering, node: Node, position: int, default: float) -> float:
+    if len(node.inputs) <= position or not node.inputs[position]:
+        return default
+    name = node.inputs[position]
+    if not lowering.graph.is_constant(name) or lowering.graph.constants[name].size != 1:
+        raise NotLowered(node, f"its input '{name}' must be a constant scalar")
+    return float(lowering.graph.constants[name].reshape(()))
+
+
+def clip(lowering: Lowering, node: Node) -> Stored:
+    low, high = _scalar(lowering, node, 1, -_INFINITY), _scalar(lowering, node, 2, _INFINITY)
+    return _unary(lowering, node, lowering.float_of(node.inputs[0], node), "clip", low, high)
+
+
+def batch_normalization(lowering: Lowering, node: Node) -> Stored:
+    graph = lowering.graph
+    if not all(graph.is_constant(name) for name in node.inputs[1:5]):
+        raise NotLowered(node, "its parameters are computed at run time")
+    gamma, beta, mean, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
+    scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    shift = beta - mean * scale
+    stored = lowering.float_of(node.inputs[0], node)
+    if stored.layout == "plain" and len(stored.dims) > 1:
+        if len(stored.dims) != 3:
+            raise NotLowered(node, f"its input has rank {len(stored.dims) + 1}, expected 2 or 4")
+        stored = lowering.emit.nhwc(stored, node)
+    if stored.layout == "flat":
+        stored = lowering.emit.plain(stored, node)
+    fields = {"input": stored.tensor, "scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+    tensor = lowering.emit.op("affine", node, fields, stored.dims, holds=node.output, layout=stored.layout)
+    size = 2 * gamma.size * 4
+    lowering.emit.row(node, "affine", "batch norm", stored.dims, "32", size, size)
+    return Stored(tensor, stored.dims, stored.layout)
+
+
+def _binary(kind: str) -> Callable[[Lowering, Node], Stored]:
+    def rule(lowering: Lowering, node: Node) -> Stored:
+        if len(node.inputs) == 1:
+            return _unary(lowering, node, lowering.float_of(node.inputs[0], node), "clip", -_INFINITY, _INFINITY)
+        stored = _pair(lowering, node, kind, node.inputs[0], node.inputs[1], last=len(node.inputs) == 2)
+        for position, name in enumerate(node.inputs[2:], start=3):  # Min, Max and Sum of several
+            other = lowering.float_of(name, node)
+            stored = _combine(lowering, node, kind, stored, other, last=position == len(node.inputs))
+        return stored
+
+    return rule
+
+
+def _pair(lowering: Lowering, node: Node, kind: str, left: str, right: str, *, last: bool) -> Stored:
+    graph = lowering.graph
+    if graph.is_constant(right):
+        return _with_constant(lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, last)
+    if graph.is_constant(left):
+        return _with_constant(lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, last)
+    return _combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node), last=last)
+
+
+def _with_constant(
+    lowering: Lowering, node: Node, kind: str, stored: Stored, constant: Array, constant_first: bool, last: bool
+) -> Stored:
+    emit = lowering.emit
+    rank = len(lowering.graph.shapes[node.output])
+    if rank != len(stored.dims) + 1:
+        stored = emit.plain(stored, node)
+    if stored.layout == "nhwc" and constant.ndim > 4:
+        stored = emit.plain(stored, node)
+    value = constant_for(constant, stored, rank, node)
+    broadcast = np.broadcast_shapes(stored.dims, value.shape)
+    operand: int = emit.writer.add_constant(emit.unique(f"{node.output}/constant"), value)
+    first, second = (operand, stored.tensor) if constant_first else (stored.tensor, operand)
+    layout = stored.layout if stored.layout != "flat" or broadcast == stored.dims else "plain"
+    fields: dict[str, Any] = {"a": first, "b": second, "kind": kind}
+    tensor = emit.op("binary", node, fields, broadcast, holds=node.output if last else "", layout=layout)
+    emit.row(node, "binary", kind, broadcast, "32", value.nbytes, value.nbytes)
+    return Stored(tensor, broadcast, layout, stored.map_dims)
+
+
+def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored, *, last: bool) -> Stored:
+    emit = lowering.emit
+    same = left.layout == right.layout and left.map_dims == right.map_dims and len(left.dims) == len(right.dims)
+    if not same and {left.layout, right.layout} == {"nhwc", "plain"} and len(left.dims) == len(right.dims) == 3:
+        left, right = emit.nhwc(left, node), emit.nhwc(right, node)
+    elif not same:
+        left, right = emit.plain(left, node), emit.plain(right, node)
+    dims = np.broadcast_shapes(left.dims, right.dims)
+    fields: dict[str, Any] = {"a": left.tensor, "b": right.tensor, "kind": kind}
+    tensor = emit.op("binary", node, fields, dims, holds=node.output if last else "", layout=left.layout)
+    emit.row(node, "binary", kind, dims, "32", 0, 0)
+    return Stored(tensor, dims, left.layout, left.map_dims)
+
+
+def _steps_of_constants(
+    lowering: Lowering, node: Node, stored: Stored, operations: list[tuple[str, Array | tuple[float, float] | None]]
+) -> Stored:
+    """A sequence of float ops with constants: (kind, operand), clip takes a (low, high) pair, round nothing."""
+    for position, (kind, operand) in enumerate(operations):
+        last = position == len(operations) - 1
+        if operand is None:
+            stored = _unary(lowering, node, stored, kind, last=last)
+        elif isinstance(operand, tuple):
+            stored = _unary(lowering, node, stored, kind, *operand, last=last)
+        else:
+            stored = _with_constant(lowering, node, kind, stored, operand, False, last)
+    return stored
+
+
+_ROUNDING = {"ROUND": "round", "HALF_EVEN": "round", "FLOOR": "floor", "CEIL": "ceil"}
+
+
+def quant(lowering: Lowering, node: Node) -> Stored:
+    """QONNX Quant with more levels than fit packed bits: the same arithmetic on floats."""
+    graph = lowering.graph
+    if not all(graph.is_constant(name) for name in node.inputs[1:4]):
+        raise NotLowered(node, "its scale, zero point or bit width is computed at run time")
+    scale, zero, bits = (graph.constants[name].astype(np.float32) for name in node.inputs[1:4])
+    if bits.size != 1:
+        raise NotLowered(node, "its bit width differs between channels")
+    mode = str(node.attrs.get("rounding_mode", "ROUND")).upper()
+    if mode not in _ROUNDING:
+        raise NotLowered(node, f"rounding mode '{mode}'")
+    width = float(bits.reshape(()))
+    signed, narrow = bool(node.attrs.get("signed", 1)), bool(node.attrs.get("narrow", 0))
+    high = 2.0 ** (width - 1) - 1 if signed else 2.0**width - 1 - narrow
+    low = (-(2.0 ** (width - 1)) + narrow) if signed else 0.0
+    operations: list[tuple[str, Array | tuple[float, float] | None]] = [("div", scale)]
+    if np.any(zero):
+        operations.append(("add", zero))
+    operations += [("clip", (low, high)), (_ROUNDING[mode], None)]
+    if np.any(zero):
+        operations.append(("sub", zero))
+    operations.append(("mul", scale))
+    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
+
+
+def _axis_constant(lowering: Lowering, node: Node, position: int, rank: int) -> Array:
+    constant = lowering.graph.constants[node.inputs[position]].astype(np.float32)
+    if constant.size == 1:
+        return constant.reshape(())
+    if constant.ndim != 1:
+        raise NotLowered(node, "blocked quantization")
+    axis = int(node.attrs.get("axis", 1)) % rank
+    shape = [1] * rank
+    shape[axis] = constant.size
+    return constant.reshape(shape)
+
+
+def quantize_linear(lowering: Lowering, node: Node) -> Stored:
+    """QuantizeLinear to integers kept as floats: exact, int8 and uint8 fit a float32."""
+    graph = lowering.graph
+    if not all(graph.is_constant(name) for name in node.inputs[1:] if name):
+        raise NotLowered(node, "its scale or zero point is computed at run time")
+    rank = len(graph.shapes[node.output])
+    info = np.iinfo(graph.dtypes[node.output])
+    if info.bits > 16:
+        raise NotLowered(node, f"quantization to {graph.dtypes[node.output]}")
+    operations: list[tuple[str, Array | tuple[float, float] | None]] = [("div", _axis_constant(lowering, node, 1, rank))]
+    operations.append(("round", None))
+    if len(node.inputs) > 2 and node.inputs[2] and np.any(graph.constants[node.inputs[2]]):
+        operations.append(("add", _axis_constant(lowering, node, 2, rank)))
+    operations.append(("clip", (float(info.min), float(info.max))))
+    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
+
+
+def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
+    graph = lowering.graph
+    if not all(graph.is_constant(name) for name in node.inputs[1:] if name):
+        raise NotLowered(node, "its scale or zero point is computed at run time")
+    rank = len(graph.shapes[node.output])
+    operations: list[tuple[str, Array | tuple[float, float] | None]] = []
+    if len(node.inputs) > 2 and node.inputs[2] and np.any(graph.constants[node.inputs[2]]):
+        operations.append(("sub", _axis_constant(lowering, node, 2, rank)))
+    operations.append(("mul", _axis_constant(lowering, node, 1, rank)))
+    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
+
+
+RULES: dict[str, Callable[[Lowering, Node], Stored]] = {
+    "Relu": _simple("relu"),
+    "LeakyRelu": _simple("leaky_relu", alpha=0.01),
+    "Sigmoid": _simple("sigmoid"),
+    "Tanh": _simple("tanh"),
+    "HardSigmoid": _simple("hard_sigmoid", alpha=0.2, beta=0.5),
+    "HardSwish": _simple("hard_swish"),
+    "Abs": _simple("abs"),
+    "Neg": _simple("neg"),
+    "Sqrt": _simple("sqrt"),
+    "Exp": _simple("exp"),
+    "Sign": _simple("sign"),
+    "Floor": _simple("floor"),
+    "Ceil": _simple("ceil"),
+    "Round": _simple("round"),
+    "Clip": clip,
+    "BatchNormalization": batch_normalization,
+    "Add": _binary("add"),
+    "Sub": _binary("sub"),
+    "Mul": _binary("mul"),
+    "Div": _binary("div"),
+    "Min": _binary("min"),
+    "Max": _binary("max"),
+    "Pow": _binary("pow"),
+    "PRelu": _binary("prelu"),
+    "Quant": quant,
+    "IntQuant": quant,
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
+}

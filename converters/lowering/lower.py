@@ -1,0 +1,130 @@
+"""Drives the lowering: every tensor that is wanted is made once, as bits or as floats, in topological order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ...errors import UnsupportedModelError
+from ..analysis import ELEMENTWISE, FLOAT_ELEMENTWISE, MAC_OPS, Analysis
+from ..chains import Steps
+from ..graph import Array, Node, Offender, Shape, describe_offenders
+from . import floats, integer, macs, moves
+from .emitter import Emitter, NotLowered, Stored, StoredBits
+
+Rule = Callable[["Lowering", Node], Stored]
+
+
+class Lowering:
+    """State of one lowering. ``floats`` and ``bits`` map ONNX tensors to what holds them."""
+
+    def __init__(self, analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool]) -> None:
+        self.analysis = analysis
+        self.graph = analysis.graph
+        self.emit = Emitter(analysis.graph)
+        self.floats: dict[str, Stored] = {}
+        self.bits: dict[str, StoredBits] = {}
+        self._luts = luts
+        self._channels_first = channels_first
+
+    def dims(self, tensor: str) -> tuple[int, ...]:
+        """Per-sample dims of an ONNX tensor."""
+        return static_dims(self.graph.shapes[tensor])
+
+    def float_of(self, tensor: str, node: Node) -> Stored:
+        """``tensor`` as floats, unpacked from bits if that is how it is stored; ``node`` wants it."""
+        if tensor in self.floats:
+            return self.floats[tensor]
+        if tensor in self.bits:
+            self.floats[tensor] = integer.dequantize(self, tensor, node)
+            return self.floats[tensor]
+        raise NotLowered(node, f"its input '{tensor}' could not be converted")
+
+    def run(self) -> None:
+        graph = self.graph
+        for source in graph.inputs:
+            if source.dtype != np.float32:
+                raise UnsupportedModelError(f"input '{source.name}' is {source.dtype}, expected float32")
+            dims = static_dims(source.shape)
+            tensor: int = self.emit.writer.add_tensor(self.emit.unique(source.name), list(dims), dtype="f32", encoding=None)
+            self.emit.writer.add_input(
+                tensor, lut=self._luts.get(source.name), channels_first=self._channels_first.get(source.name, True)
+            )
+            self.floats[source.name] = Stored(tensor, dims)
+        offenders: list[Offender] = []
+        broken: set[str] = set()
+        for node in self._needed():
+            if broken.intersection(node.inputs):
+                broken.update(node.outputs)  # named by its own offender already
+                continue
+            try:
+                self._node(node)
+            except NotLowered as error:
+                offenders.append(error.offender)
+                broken.update(node.outputs)
+        if offenders:
+            raise UnsupportedModelError(describe_offenders(graph.source, offenders))
+        for name in graph.outputs:
+            node = graph.producer(name) or Node("Identity", name, [name], [name])
+            stored = self.emit.plain(self.float_of(name, node), node)
+            if graph.producer(name) is None:
+                stored = Stored(self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name), stored.dims)
+            self.emit.writer.add_output(self._named(name, stored, node))
+
+    def _named(self, name: str, stored: Stored, node: Node) -> int:
+        """The output tensor carries the ONNX output's own name."""
+        if self.emit.layers and any(
+            layer["tensor"] == name and layer["onnx_tensor"] == name and layer["layout"] == "plain"
+            for layer in self.emit.layers
+        ):
+            return stored.tensor
+        return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name)
+
+    def _needed(self) -> list[Node]:
+        wanted = set(self.graph.outputs)
+        needed: list[Node] = []
+        for node in reversed(self.graph.nodes):
+            if wanted.intersection(node.outputs):
+                needed.append(node)
+                wanted.update(name for name in node.inputs if name and not self.graph.is_constant(name))
+        return needed[::-1]
+
+    def _node(self, node: Node) -> None:
+        analysis = self.analysis
+        output = node.output
+        if output in analysis.integer and output in analysis.want_float and output not in self.floats:
+            self.floats[output] = integer.float_layer(self, analysis.integer[output])
+        if output in analysis.want_bits:
+            self.bits[output] = integer.bits_of(self, output, node)
+        if output not in analysis.want_float or output in self.floats or output in self.bits:
+            return
+        self.floats[output] = self._float_rule(node)(self, node)
+
+    def _float_rule(self, node: Node) -> Rule:
+        if node.op in MAC_OPS and not node.domain:
+            return macs.RULES[node.op]
+        for rules in (floats.RULES, moves.RULES):
+            if node.op in rules:
+                return rules[node.op]
+        if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE:
+            steps = self.analysis.steps_of(node.output)
+            reason = steps if not isinstance(steps, Steps) else "it has no float lowering"
+            raise NotLowered(node, f"it runs only as part of a quantizer, and it is none: {reason}")
+        raise NotLowered(node, "this op is not supported")
+
+
+def static_dims(shape: Shape) -> tuple[int, ...]:
+    """Dims behind the batch axis."""
+    dims = shape[1:]
+    if not all(isinstance(dim, int) for dim in dims):
+        raise UnsupportedModelError(f"a tensor has shape {[str(dim) for dim in shape]}: only the first axis may be the batch")
+    return tuple(dim for dim in dims if isinstance(dim, int))
+
+
+def lower(analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool]) -> Emitter:
+    """Builds the model of ``analysis``. Raises UnsupportedModelError with every offender."""
+    lowering = Lowering(analysis, luts, channels_first)
+    lowering.run()
+    lowering.emit.writer.set_metadata(lowering.emit.metadata())
+    return lowering.emit

@@ -1,0 +1,223 @@
+"""Ops that move, pool or join float tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..graph import Array, Batch, Node
+from .emitter import NotLowered, Stored
+from .integer import window_fields
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+# Position of each ONNX axis of an [N, C, H, W] among the stored [H, W, C].
+_NHWC_AXIS = {1: 2, 2: 0, 3: 1}
+
+
+def _axis(stored: Stored, axis: int, rank: int, node: Node) -> int:
+    """Per-sample axis of the stored tensor for an ONNX axis."""
+    if axis < 0:
+        axis += rank
+    if axis == 0:
+        raise NotLowered(node, "it works along the batch axis")
+    return _NHWC_AXIS[axis] if stored.layout == "nhwc" else axis - 1
+
+
+def _plain_unless_nhwc(lowering: Lowering, stored: Stored, node: Node) -> Stored:
+    return stored if stored.layout == "nhwc" else lowering.emit.plain(stored, node)
+
+
+def reshape(lowering: Lowering, node: Node) -> Stored:
+    before = lowering.graph.shapes[node.inputs[0]]
+    after = lowering.graph.shapes[node.output]
+    if before[0] != Batch() or after[0] != Batch():
+        raise NotLowered(node, f"it mixes samples: shape {[str(d) for d in before]} becomes {[str(d) for d in after]}")
+    stored = lowering.float_of(node.inputs[0], node)
+    dims = lowering.dims(node.output)
+    emit = lowering.emit
+    if stored.layout == "nhwc" and len(dims) == 1 and stored.dims[0] * stored.dims[1] > 1 and stored.dims[2] > 1:
+        tensor = emit.op("reshape", node, {"input": stored.tensor}, dims, holds=node.output, layout="flat")
+        height, width, channels = stored.dims
+        return Stored(tensor, dims, "flat", (height, width, channels))
+    stored = emit.plain(stored, node)
+    return Stored(emit.op("reshape", node, {"input": stored.tensor}, dims, holds=node.output), dims)
+
+
+def transpose(lowering: Lowering, node: Node) -> Stored:
+    perm = list(node.attrs["perm"])
+    if perm[0] != 0:
+        raise NotLowered(node, f"it moves the batch axis (perm {perm})")
+    stored = lowering.float_of(node.inputs[0], node)
+    dims = lowering.dims(node.output)
+    emit = lowering.emit
+    if perm == [0, 2, 3, 1] and stored.layout == "nhwc":
+        return Stored(emit.op("reshape", node, {"input": stored.tensor}, dims, holds=node.output), dims)
+    stored = emit.plain(stored, node)
+    if perm == [0, 3, 1, 2]:  # an NHWC map that becomes NCHW is stored as it was
+        tensor = emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=node.output, layout="nhwc")
+        return Stored(tensor, stored.dims, "nhwc")
+    fields = {"input": stored.tensor, "perm": [axis - 1 for axis in perm[1:]]}
+    return Stored(emit.op("transpose", node, fields, dims, holds=node.output), dims)
+
+
+def _map_dims(lowering: Lowering, node: Node) -> tuple[int, int, int]:
+    dims = lowering.dims(node.output)
+    if len(dims) != 3:
+        raise NotLowered(node, f"its output has rank {len(dims) + 1}; only 2-D pooling runs")
+    return dims[1], dims[2], dims[0]
+
+
+def pool(lowering: Lowering, node: Node) -> Stored:
+    if len([name for name in node.outputs if name]) > 1:
+        raise NotLowered(node, "its second output (indices) is used")
+    dims = _map_dims(lowering, node)
+    emit = lowering.emit
+    stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
+    kind = "max" if node.op == "MaxPool" else "average"
+    fields: dict[str, Any] = {"input": stored.tensor, "kind": kind, **window_fields(node)}
+    fields["count_include_pad"] = bool(node.attrs.get("count_include_pad", 0))
+    tensor = emit.op("pool", node, fields, dims, holds=node.output, layout="nhwc")
+    emit.row(node, "pool", f"{kind} pool", dims, "32", 0, 0)
+    return Stored(tensor, dims, "nhwc")
+
+
+def global_pool(lowering: Lowering, node: Node) -> Stored:
+    emit = lowering.emit
+    stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
+    height, width, channels = stored.dims
+    kind = "max" if node.op == "GlobalMaxPool" else "average"
+    fields = {
+        "input": stored.tensor,
+        "kind": kind,
+        "kernel": [height, width],
+        "strides": [1, 1],
+        "dilations": [1, 1],
+        "pads": [0, 0, 0, 0],
+        "count_include_pad": False,
+    }
+    dims = (1, 1, channels)
+    tensor = emit.op("pool", node, fields, dims, holds=node.output, layout="nhwc")
+    emit.row(node, "pool", f"global {kind} pool", dims, "32", 0, 0)
+    return Stored(tensor, dims, "nhwc")
+
+
+def reduce_mean(lowering: Lowering, node: Node) -> Stored:
+    rank = len(lowering.graph.shapes[node.inputs[0]])
+    axes = sorted(axis % rank for axis in node.attrs.get("axes", []))
+    if rank != 4 or axes != [2, 3]:
+        raise NotLowered(node, f"it reduces axes {axes} of a rank-{rank} tensor; only [2, 3] of rank 4 (a global pool) runs")
+    if node.attrs.get("keepdims", 1):
+        return global_pool(lowering, node)
+    pooled = global_pool(lowering, Node(node.op, node.name, node.inputs, [f"{node.output}/map"], node.attrs))
+    dims = (pooled.dims[2],)
+    return Stored(lowering.emit.op("reshape", node, {"input": pooled.tensor}, dims, holds=node.output), dims)
+
+
+def concat(lowering: Lowering, node: Node) -> Stored:
+    if any(lowering.graph.is_constant(name) for name in node.inputs):
+        raise NotLowered(node, "it joins a constant")
+    emit = lowering.emit
+    parts = [lowering.float_of(name, node) for name in node.inputs]
+    if all(part.layout == "nhwc" for part in parts):
+        layout = "nhwc"
+    else:
+        layout = "plain"
+        parts = [emit.plain(part, node) for part in parts]
+    rank = len(lowering.graph.shapes[node.output])
+    axis = _axis(parts[0], node.attrs["axis"], rank, node)
+    dims = list(parts[0].dims)
+    dims[axis] = sum(part.dims[axis] for part in parts)
+    fields = {"inputs": [part.tensor for part in parts], "axis": axis}
+    tensor = emit.op("concat", node, fields, tuple(dims), holds=node.output, layout=layout)
+    emit.row(node, "concat", "concat", tuple(dims), "32", 0, 0)
+    return Stored(tensor, tuple(dims), layout)
+
+
+def pad(lowering: Lowering, node: Node) -> Stored:
+    mode = node.attrs.get("mode", "constant")
+    if mode != "constant":
+        raise NotLowered(node, f"padding mode '{mode}'; only 'constant' runs")
+    pads = list(node.attrs["pads"])
+    rank = len(pads) // 2
+    if pads[0] or pads[rank]:
+        raise NotLowered(node, "it pads the batch axis")
+    value = 0.0
+    if len(node.inputs) > 1 and node.inputs[1]:
+        if not lowering.graph.is_constant(node.inputs[1]):
+            raise NotLowered(node, "its value is computed at run time")
+        value = float(lowering.graph.constants[node.inputs[1]].reshape(()))
+    emit = lowering.emit
+    stored = _plain_unless_nhwc(lowering, lowering.float_of(node.inputs[0], node), node)
+    begin, end = [0] * (rank - 1), [0] * (rank - 1)
+    for axis in range(1, rank):
+        place = _axis(stored, axis, rank, node)
+        begin[place], end[place] = pads[axis], pads[axis + rank]
+    dims = tuple(d + b + e for d, b, e in zip(stored.dims, begin, end, strict=True))
+    fields = {"input": stored.tensor, "begin": begin, "end": end, "value": value}
+    tensor = emit.op("pad", node, fields, dims, holds=node.output, layout=stored.layout)
+    return Stored(tensor, dims, stored.layout)
+
+
+def softmax(lowering: Lowering, node: Node) -> Stored:
+    emit = lowering.emit
+    stored = _plain_unless_nhwc(lowering, lowering.float_of(node.inputs[0], node), node)
+    rank = len(lowering.graph.shapes[node.output])
+    axis = _axis(stored, node.attrs.get("axis", -1), rank, node)
+    fields = {"input": stored.tensor, "axis": axis, "log": node.op == "LogSoftmax"}
+    tensor = emit.op("softmax", node, fields, stored.dims, holds=node.output, layout=stored.layout)
+    emit.row(node, "softmax", "softmax", stored.dims, "32", 0, 0)
+    return Stored(tensor, stored.dims, stored.layout)
+
+
+def arg_max(lowering: Lowering, node: Node) -> Stored:
+    if node.output not in lowering.graph.outputs:
+        raise NotLowered(node, "its integers are computed with; ArgMax runs only as a model output")
+    emit = lowering.emit
+    stored = emit.plain(lowering.float_of(node.inputs[0], node), node)
+    rank = len(lowering.graph.shapes[node.inputs[0]])
+    axis = _axis(stored, node.attrs.get("axis", 0), rank, node)
+    dims = lowering.dims(node.output)
+    fields = {"input": stored.tensor, "axis": axis, "select_last": bool(node.attrs.get("select_last_index", 0))}
+    tensor = emit.op("arg_max", node, fields, dims, dtype="i64", holds=node.output)
+    emit.row(node, "arg_max", "arg max", dims, "-", 0, 0)
+    return Stored(tensor, dims)
+
+
+def constant_for(constant: Array, stored: Stored, rank: int, node: Node) -> Array:
+    """A constant operand [broadcastable to the ONNX shape] in the axes of ``stored``, without the batch axis."""
+    value = constant.astype(np.float32)
+    if value.ndim > rank:
+        raise NotLowered(node, f"a constant of rank {value.ndim} meets a tensor of rank {rank}")
+    value = value.reshape((1,) * (rank - value.ndim) + value.shape)
+    if value.shape[0] != 1:
+        raise NotLowered(node, "a constant differs from sample to sample of the batch")
+    value = value[0]
+    if stored.layout == "nhwc":
+        value = value.transpose(1, 2, 0)
+    if stored.layout == "flat" and value.size > 1:
+        height, width, channels = stored.map_dims
+        value = value.reshape(channels, height, width).transpose(1, 2, 0).ravel()
+    # An axis along which the constant only repeats itself is stored once.
+    for axis in range(value.ndim):
+        if value.shape[axis] > 1 and np.array_equal(value, np.broadcast_to(value.take([0], axis), value.shape)):
+            value = value.take([0], axis)
+    return np.ascontiguousarray(value)
+
+
+RULES = {
+    "Reshape": reshape,
+    "Transpose": transpose,
+    "MaxPool": pool,
+    "AveragePool": pool,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
+    "ReduceMean": reduce_mean,
+    "Concat": concat,
+    "Pad": pad,
+    "Softmax": softmax,
+    "LogSoftmax": softmax,
+    "ArgMax": arg_max,
+}

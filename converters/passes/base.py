@@ -1,0 +1,76 @@
+"""What every pass shares: its result, and the place where problems are collected instead of raised one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..graph import Graph, Node, Offender
+
+
+@dataclass
+class Problems:
+    """Everything found wrong with a model. Nodes that depend on a faulty one are skipped, so only root causes are listed."""
+
+    entries: list[str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+
+    def add(self, text: str) -> None:
+        if text not in self._seen:
+            self._seen.add(text)
+            self.entries.append(text)
+
+    def add_node(self, node: Node, reason: str) -> None:
+        op = f"{node.domain}.{node.op}" if node.domain else node.op
+        self.add(str(Offender(node.name, op, reason)))
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def describe(self, source: str) -> str:
+        count = len(self.entries)
+        lines = "\n".join(f"  - {entry}" for entry in self.entries)
+        return f"cannot convert {source}: {count} {'problem' if count == 1 else 'problems'}\n{lines}"
+
+
+@dataclass
+class PassContext:
+    """``literal_batch``: the batch size that the file fixes (1 in a [1, 3, 32, 32] input); None where it is symbolic."""
+
+    problems: Problems
+    literal_batch: int | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    modified: bool
+
+
+class Pass(Protocol):
+    name: str
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult: ...
+
+
+class RuleError(Exception):
+    """A rule cannot accept its node; the text is the reason that the user sees."""
+
+
+def fresh_name(graph: Graph, wanted: str) -> str:
+    """``wanted``, or ``wanted_2``, ...: a tensor name that nothing in the graph uses."""
+    used = set(graph.constants) | {graph_input.name for graph_input in graph.inputs}
+    for node in graph.nodes:
+        used.update(node.inputs)
+        used.update(node.outputs)
+    name, count = wanted, 1
+    while name in used:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def replace_uses(graph: Graph, old: str, new: str) -> None:
+    """Makes every node that reads ``old`` read ``new``. Graph outputs are the caller's business."""
+    for node in graph.nodes:
+        if old in node.inputs:
+            node.inputs = [new if name == old else name for name in node.inputs]

@@ -1,0 +1,178 @@
+"""Value sets: which integers, times which scale, a tensor can hold.
+
+A tensor is a *lattice* if every value is ``scale * level`` with a few integer levels. Exporters fold BatchNorm into +-s_c and
+detach tricks miss +-1 by an ulp, so levels are read within a relative tolerance of 1e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .graph import Array
+
+TOLERANCE = 1e-6
+MAX_LEVELS = 16
+MAX_WEIGHT_LEVEL = 7
+_MAX_DIVISOR = 16
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Values ``scale * level`` for each of ``levels`` (ascending integers, greatest common divisor 1)."""
+
+    scale: float
+    levels: tuple[int, ...]
+
+    def index(self, values: Array) -> Array:
+        """Position in ``levels`` of each value, int64 of the same shape."""
+        rounded = np.rint(np.asarray(values, np.float64) / self.scale).astype(np.int64)
+        return np.searchsorted(np.asarray(self.levels), rounded)
+
+    def describe(self) -> str:
+        body = ", ".join(str(level) for level in self.levels)
+        return f"{{{body}}}" if self.scale == 1.0 else f"{self.scale:.6g} * {{{body}}}"
+
+
+def fit_levels(distinct: Array) -> Levels | None:
+    """The lattice that holds every one of ``distinct`` values (finite, any order), or None."""
+    values = np.unique(np.asarray(distinct, np.float64))
+    if values.size == 0 or not np.all(np.isfinite(values)):
+        return None
+    largest = float(np.max(np.abs(values)))
+    if largest == 0.0:
+        return Levels(1.0, (0,))
+    magnitudes = np.abs(values)
+    smallest = float(np.min(magnitudes[magnitudes > TOLERANCE * largest]))
+    for divisor in range(1, _MAX_DIVISOR + 1):
+        scale = smallest / divisor
+        levels = np.rint(values / scale)
+        if np.all(np.abs(values - levels * scale) <= TOLERANCE * largest):
+            ints = sorted({int(level) for level in levels})
+            common = math.gcd(*ints)
+            ints = [level // common for level in ints]
+            # The scale that fits best, not the one the smallest value happens to give.
+            top = max(ints, key=abs)
+            return Levels(float(values[np.argmax(magnitudes)] / top), tuple(ints))
+    return None
+
+
+def distinct_values(values: Array, limit: int) -> Array | None:
+    """Distinct values up to the tolerance, ascending; None if there are more than ``limit``."""
+    flat = np.unique(np.asarray(values, np.float64))
+    if flat.size == 0 or not np.all(np.isfinite(flat)):
+        return None
+    gap = TOLERANCE * float(np.max(np.abs(flat)))
+    starts = np.concatenate([[True], np.diff(flat) > gap])
+    return flat[starts] if int(starts.sum()) <= limit else None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How levels become packed codes; the C++ side documents the arithmetic (csrc/ir/tensor.h)."""
+
+    kind: str  # "linear" or "sign_zero"
+    lo: int
+    step: int
+    n_levels: int
+
+    @property
+    def planes(self) -> int:
+        return 2 if self.kind == "sign_zero" else max(1, (self.n_levels - 1).bit_length())
+
+    @property
+    def levels(self) -> list[int]:
+        """Ascending."""
+        if self.kind == "sign_zero":
+            return [-1, 0, 1]
+        return sorted(self.lo + self.step * code for code in range(self.n_levels))
+
+    def spec(self) -> dict[str, Any]:
+        if self.kind == "sign_zero":
+            return {"kind": "sign_zero"}
+        return {"kind": "linear", "lo": self.lo, "step": self.step, "n_levels": self.n_levels}
+
+
+BINARY = Encoding("linear", 1, -2, 2)
+SIGN_ZERO = Encoding("sign_zero", -1, 1, 3)
+
+
+def encode_levels(levels: tuple[int, ...]) -> Encoding | None:
+    """The smallest encoding whose levels contain ``levels``, or None if it would need more than 16 of them."""
+    low, high = min(levels), max(levels)
+    if {low, high} <= {-1, 1} and 0 not in levels:
+        return BINARY
+    if low == -1 and high == 1:
+        return SIGN_ZERO
+    if low == high:
+        low, high = min(low, 0), max(high, 1)
+    step = math.gcd(*(level - low for level in (*levels, high)))
+    count = (high - low) // step + 1
+    return Encoding("linear", low, step, count) if count <= MAX_LEVELS else None
+
+
+# Sign planes whose signed sum, divided by 2, reaches every integer from -m to m: the subset sums of the coefficients cover
+# 0..2m.
+_SYMMETRIC_COEFS = {1: (1, 1), 2: (1, 1, 2), 3: (1, 2, 3), 4: (1, 2, 2, 3), 5: (1, 2, 3, 4), 6: (1, 2, 4, 5), 7: (1, 2, 4, 7)}
+
+
+@dataclass(frozen=True)
+class WeightLattice:
+    """Integer weights: ``weight[o] = scale[o] * levels[o]``; ``scale`` is float64 [O], ``levels`` int64 of the weight's shape."""
+
+    scale: Array
+    levels: Array
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(int(level) for level in np.unique(self.levels))
+
+    def planes(self) -> tuple[tuple[int, ...], int, list[Array]]:
+        """(coefficients, shift, sign bits per plane): ``level = sum(coef * (1 - 2 * bit)) / 2**shift``."""
+        top = max(abs(value) for value in self.values)
+        if all(value % 2 != 0 for value in self.values) and top <= 3:
+            coefs, shift = ((1,), 0) if top == 1 else ((1, 2), 0)
+        else:
+            coefs, shift = _SYMMETRIC_COEFS[top], 1
+        # level * 2**shift + sum(coefs) = 2 * (sum of the coefficients whose sign is +1)
+        rest = (self.levels * (1 << shift) + sum(coefs)) // 2
+        table = {0: (0,) * len(coefs)}
+        for mask in range(1, 1 << len(coefs)):
+            chosen = tuple(mask >> j & 1 for j in range(len(coefs)))
+            table.setdefault(sum(c for c, take in zip(coefs, chosen, strict=True) if take), chosen)
+        lookup = np.zeros((sum(coefs) + 1, len(coefs)), np.uint8)
+        for total, chosen in table.items():
+            lookup[total] = chosen
+        positive = lookup[rest]
+        return coefs, shift, [(1 - positive[..., j]).astype(np.uint8) for j in range(len(coefs))]
+
+    def describe(self) -> str:
+        values = self.values
+        if values in ((-1, 1), (-1,), (1,)):
+            return "1-bit"
+        if set(values) <= {-1, 0, 1}:
+            return "ternary"
+        return f"{math.ceil(math.log2(max(values) - min(values) + 1))}-bit"
+
+
+def weight_lattice(weight: Array) -> WeightLattice | str:
+    """Reads the lattice of a constant weight [O, ...] from its values, one scale per output channel.
+
+    Returns the reason as text if there is none: more levels than -7..7 in some output channel.
+    """
+    flat = np.asarray(weight, np.float64).reshape(weight.shape[0], -1)
+    levels = np.zeros(flat.shape, np.int64)
+    scales = np.ones(flat.shape[0])
+    for channel, row in enumerate(flat):
+        distinct = distinct_values(row, 2 * MAX_WEIGHT_LEVEL + 1)
+        fit = None if distinct is None else fit_levels(distinct)
+        if fit is None or max(abs(level) for level in fit.levels) > MAX_WEIGHT_LEVEL:
+            count = np.unique(row).size
+            return f"weights are not few-valued: output channel {channel} has {count} distinct values"
+        scale = abs(fit.scale)
+        scales[channel] = scale
+        levels[channel] = np.rint(row / scale)
+    return WeightLattice(scales, levels.reshape(weight.shape))
