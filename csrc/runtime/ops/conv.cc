@@ -1,0 +1,84 @@
+// Float convolutions.
+#include <algorithm>
+
+#include "kernels/fconv/fconv.h"
+#include "runtime/layout.h"
+#include "runtime/step.h"
+
+namespace tac {
+
+namespace {
+
+using kernels::ConvParams;
+using kernels::kConvBlock;
+
+// Cut of the work, the same for any number of threads.
+constexpr std::size_t kBlocksPerItem = 4;
+
+class ConvStep final : public Step {
+ public:
+  ConvStep(const Conv& op, const PrepareContext& ctx)
+      : input_(op.input),
+        output_(op.output),
+        in_(map_of(ctx.tensor(op.input))),
+        out_(map_of(ctx.tensor(op.output))),
+        groups_(static_cast<std::size_t>(op.groups)),
+        kernel_(ctx.kernels().conv_f32) {
+    const WindowSizes w = window_sizes(op.window);
+    const std::size_t group_in = in_.c / groups_, group_out = out_.c / groups_;
+    const std::size_t row = w.kernel_h * w.kernel_w * group_in;  // weights of one output channel
+    n_blocks_ = ceil_div(group_out, kConvBlock);
+    weights_ = AlignedBuffer<float>(groups_ * n_blocks_ * row * kConvBlock);
+    biases_ = AlignedBuffer<float>(groups_ * n_blocks_ * kConvBlock);
+    const AlignedBuffer<float> bias = expand(op.bias, out_.c);
+    for (std::size_t o = 0; o < out_.c; ++o) {
+      const std::size_t group = o / group_out, lane = o % group_out % kConvBlock;
+      const std::size_t block = group * n_blocks_ + o % group_out / kConvBlock;
+      biases_[block * kConvBlock + lane] = bias[o];
+      for (std::size_t k = 0; k < row; ++k) {
+        weights_[(block * row + k) * kConvBlock + lane] = op.weights.data()[o * row + k];
+      }
+    }
+    for (std::size_t g = 0; g < groups_; ++g) {
+      params_.push_back({in_.h, in_.w, out_.w, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h,
+                         w.dilation_w, w.pad_top, w.pad_left, group_in, group_out, in_.c,
+                         weights_.data() + g * n_blocks_ * row * kConvBlock,
+                         biases_.data() + g * n_blocks_ * kConvBlock});
+    }
+    kernel = ctx.kernel_label(KernelId::conv_f32);
+    macs = out_.h * out_.w * out_.c * row;
+    param_bytes = weights_.bytes() + biases_.bytes();
+  }
+
+  void run(const RunContext& ctx) const noexcept override {
+    const float* x = ctx.read<float>(input_);
+    float* y = ctx.write<float>(output_);
+    const std::size_t chunks = ceil_div(n_blocks_, kBlocksPerItem), group_out = out_.c / groups_;
+    const std::size_t items = ctx.n_samples * chunks * out_.h;
+    ctx.pool->parallel_for(items, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t sample = i / (chunks * out_.h), oy = i % out_.h;
+        const std::size_t block = i / out_.h % chunks * kBlocksPerItem;
+        for (std::size_t g = 0; g < groups_; ++g) {
+          kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy, block,
+                  std::min(block + kBlocksPerItem, n_blocks_),
+                  y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out, out_.c);
+        }
+      }
+    });
+  }
+
+ private:
+  TensorId input_, output_;
+  Map in_, out_;
+  std::size_t groups_, n_blocks_ = 0;
+  AlignedBuffer<float> weights_, biases_;
+  std::vector<ConvParams> params_;  // of each group
+  kernels::conv_f32_fn kernel_;
+};
+
+}  // namespace
+
+std::unique_ptr<Step> prepare(const Conv& op, const PrepareContext& ctx) { return std::make_unique<ConvStep>(op, ctx); }
+
+}  // namespace tac
