@@ -33,8 +33,17 @@ def test_tree_keeps_its_layers() -> None:
         ("python/tac_engine/a.py", "from struct import pack\n", "only C++ knows"),
         ("converters/a.py", "x = (5).to_bytes(4, 'little')\n", "only C++ knows"),
         ("python/tac_engine/a.py", "import onnx\n", "engine imports onnx"),
-        ("python/tac_engine/a.py", "def f():\n    from onnx import helper\n", "engine imports onnx"),
+        (
+            "python/tac_engine/a.py",
+            "def f():\n    from onnx import helper\n",
+            "engine imports onnx",
+        ),
         ("converters/a.py", "from tac_engine._core import Engine\n", "reach into _core.Engine"),
+        (
+            "converters/a.py",
+            "from .. import _core\n_core.inspect('x')\n",
+            "reach into _core.inspect",
+        ),
         ("converters/a.py", "import tac_engine._core\n", "reach into _core"),
         ("csrc/runtime/a.cc", "#include <immintrin.h>\n", "outside csrc/kernels"),
         ("csrc/kernels/pool/scalar.cc", "#include <arm_neon.h>\n", "outside csrc/kernels"),
