@@ -1,0 +1,593 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <unordered_set>
+
+#include "base/error.h"
+#include "ir/graph.h"
+#include "ir/op_names.h"
+
+namespace tac {
+
+namespace {
+
+using Dims = std::vector<std::int64_t>;
+
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 31;
+constexpr std::size_t kMaxRank = 8;
+constexpr std::int64_t kMaxWindow = 1 << 16;
+constexpr std::int64_t kMaxAccumulator = std::int64_t{1} << 30;
+constexpr std::int64_t kMaxLevel = 1 << 15;
+
+std::string text(const Dims& dims) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < dims.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
+  return out + "]";
+}
+
+std::string_view dtype_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return "f32";
+    case DType::kBits: return "bits";
+    case DType::kI64: return "i64";
+  }
+  return "?";
+}
+
+std::int64_t elements(const Dims& dims) {
+  return std::accumulate(dims.begin(), dims.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+// Levels of an encoding in ascending order are lo, lo + |step|, ...; the extremes bound every sum.
+std::pair<std::int64_t, std::int64_t> level_range(const Encoding& e) {
+  if (e.kind == Encoding::Kind::kSignZero) return {-1, 1};
+  const std::int64_t last = std::int64_t{e.lo} + std::int64_t{e.step} * (std::int64_t{e.n_levels} - 1);
+  return std::minmax(std::int64_t{e.lo}, last);
+}
+
+class Validator {
+ public:
+  explicit Validator(const Graph& graph) : graph_(graph), written_(graph.tensors.size(), false) {}
+
+  void run() {
+    for (const Tensor& t : graph_.tensors) check_tensor(t);
+    check_inputs();
+    for (const Op& op : graph_.ops) {
+      op_ = &op;
+      bool known = false;
+      OpVariant copy = op.op;
+      visit_op(copy, [&](auto& held) {
+        known = true;
+        check(held);
+      });
+      if (!known) fail("it holds no op");
+    }
+    op_ = nullptr;
+    check_outputs();
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& detail, const std::string& tensor = {}) const {
+    throw Error(ErrorCode::kInvalidModel, op_ == nullptr ? std::string() : op_->name, tensor, detail);
+  }
+  void require(bool ok, const std::string& detail, const std::string& tensor = {}) const {
+    if (!ok) fail(detail, tensor);
+  }
+
+  // Tensors -----------------------------------------------------------------------------------------------------------
+
+  void check_tensor(const Tensor& t) const {
+    require(!t.name.empty(), "a tensor has no name");
+    require(t.dims.size() <= kMaxRank, "rank " + std::to_string(t.dims.size()) + " exceeds 8", t.name);
+    std::int64_t total = 1;
+    for (const std::int64_t dim : t.dims) {
+      require(dim >= 1 && dim <= kMaxElements, "dims " + text(t.dims) + ": each must be 1 .. 2^31", t.name);
+      total *= dim;  // at most 2^62
+      require(total <= kMaxElements, "dims " + text(t.dims) + " have more than 2^31 elements", t.name);
+    }
+    if (t.is_constant) {
+      require(t.dtype == DType::kF32, "a constant must be f32", t.name);
+      require(t.data.size() == static_cast<std::size_t>(total) * sizeof(float),
+              "data of " + std::to_string(t.data.size()) + " bytes, expected " + std::to_string(total * 4), t.name);
+    } else {
+      require(t.data.empty(), "data on a tensor that is no constant", t.name);
+    }
+    const Encoding& e = t.encoding;
+    if (t.dtype != DType::kBits) {
+      require(e == Encoding{}, "an encoding on a tensor that is not bits", t.name);
+      return;
+    }
+    require(!t.dims.empty(), "bits need at least a channel axis", t.name);
+    if (e.kind == Encoding::Kind::kSignZero) {
+      require(e.n_levels == 3 && e.lo == -1 && e.step == 1, "a sign_zero encoding has lo -1, step 1 and 3 levels", t.name);
+      return;
+    }
+    require(e.kind == Encoding::Kind::kLinear, "bits without an encoding", t.name);
+    require(e.n_levels >= 2 && e.n_levels <= 16, std::to_string(e.n_levels) + " levels, expected 2 .. 16", t.name);
+    require(e.step != 0, "an encoding with step 0", t.name);
+    const auto [low, high] = level_range(e);
+    require(low >= -kMaxLevel && high <= kMaxLevel, "levels beyond +-2^15", t.name);
+  }
+
+  const Tensor& tensor(TensorId id) const {
+    require(id < graph_.tensors.size(),
+            "tensor id " + std::to_string(id) + ", there are " + std::to_string(graph_.tensors.size()));
+    return graph_.tensors[id];
+  }
+
+  void check_inputs() {
+    require(!graph_.inputs.empty(), "the model has no input");
+    std::unordered_set<std::string> names;
+    for (const ModelInput& input : graph_.inputs) {
+      const Tensor& t = tensor(input.tensor);
+      require(t.dtype == DType::kF32 && !t.is_constant, "an input must be f32 and no constant", t.name);
+      require(!written_[input.tensor], "it is an input twice", t.name);
+      require(names.insert(t.name).second, "two inputs have this name", t.name);
+      written_[input.tensor] = true;
+      const std::size_t lut = input.preprocess.lut.size();
+      if (lut == 0) continue;
+      require(t.dims.size() == 3, "a preprocessing needs an image [C, H, W] or [H, W, C], found " + text(t.dims), t.name);
+      const std::int64_t channels = input.preprocess.channels_first ? t.dims[0] : t.dims[2];
+      require(lut == static_cast<std::size_t>(channels) * 256,
+              "a preprocessing table of " + std::to_string(lut) + " values, expected " + std::to_string(channels * 256), t.name);
+      check_no_nan(input.preprocess.lut, "preprocessing table");
+    }
+  }
+
+  void check_outputs() const {
+    require(!graph_.outputs.empty(), "the model has no output");
+    std::unordered_set<std::string> names;
+    for (const TensorId id : graph_.outputs) {
+      const Tensor& t = tensor(id);
+      require(t.dtype != DType::kBits && !t.is_constant, "an output must be f32 or i64 and no constant", t.name);
+      require(written_[id], "no op writes this output", t.name);
+      require(std::none_of(graph_.inputs.begin(), graph_.inputs.end(), [&](const auto& in) { return in.tensor == id; }),
+              "a model input cannot be an output", t.name);
+      require(names.insert(t.name).second, "two outputs have this name", t.name);
+    }
+  }
+
+  // Operands ----------------------------------------------------------------------------------------------------------
+
+  const Tensor& read(TensorId id, DType dtype, bool constant_allowed = false) const {
+    const Tensor& t = tensor(id);
+    require(t.dtype == dtype, "it is " + std::string(dtype_name(t.dtype)) + ", expected " + std::string(dtype_name(dtype)), t.name);
+    require(constant_allowed || !t.is_constant, "a constant cannot be read here", t.name);
+    require(t.is_constant || written_[id], "it is read before it is written", t.name);
+    return t;
+  }
+  const Tensor& write(TensorId id) {
+    const Tensor& t = tensor(id);
+    require(!t.is_constant, "a constant cannot be written", t.name);
+    require(!written_[id], "it is written twice", t.name);
+    written_[id] = true;
+    return t;
+  }
+  const Tensor& write(TensorId id, DType dtype, const Dims& dims, const Encoding& encoding = {}) {
+    const Tensor& t = write(id);
+    require(t.dtype == dtype, "it is " + std::string(dtype_name(t.dtype)) + ", expected " + std::string(dtype_name(dtype)), t.name);
+    require(t.dims == dims, "its dims are " + text(t.dims) + ", expected " + text(dims), t.name);
+    require(t.encoding == encoding, "its encoding differs from its input's", t.name);
+    return t;
+  }
+  void require_rank(const Tensor& t, std::size_t rank) const {
+    require(t.dims.size() == rank, "its dims are " + text(t.dims) + ", expected rank " + std::to_string(rank), t.name);
+  }
+  template <class T>
+  void require_size(const BlobOf<T>& blob, std::int64_t size, const char* what) const {
+    require(blob.size() == static_cast<std::size_t>(size),
+            std::string(what) + " has " + std::to_string(blob.size()) + " values, expected " + std::to_string(size));
+  }
+  void check_no_nan(const BlobOf<float>& blob, const char* what) const {
+    const auto values = blob.view();
+    const auto found = std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
+    require(found == values.end(), std::string(what) + " has a NaN at " + std::to_string(found - values.begin()));
+  }
+
+  // Output size of a window, floor mode; each field is bounded first so that nothing overflows.
+  void check_window(const Window& w) const {
+    require(w.kernel.size() == 2 && w.strides.size() == 2 && w.dilations.size() == 2 && w.pads.size() == 4,
+            "kernel, strides and dilations take 2 values, pads 4");
+    const auto bounded = [&](const Dims& values, std::int64_t low, const char* what) {
+      for (const std::int64_t v : values) {
+        require(v >= low && v <= kMaxWindow, std::string(what) + " " + text(values) + " out of range");
+      }
+    };
+    bounded(w.kernel, 1, "kernel");
+    bounded(w.strides, 1, "strides");
+    bounded(w.dilations, 1, "dilations");
+    bounded(w.pads, 0, "pads");
+  }
+  std::int64_t window_output(const Window& w, std::size_t axis, std::int64_t in) const {
+    const std::int64_t reach = (w.kernel[axis] - 1) * w.dilations[axis] + 1;
+    const std::int64_t room = in + w.pads[axis] + w.pads[axis + 2] - reach;
+    require(room >= 0, "the window of " + std::to_string(reach) + " is larger than the padded map");
+    return room / w.strides[axis] + 1;
+  }
+
+  // Ops ---------------------------------------------------------------------------------------------------------------
+
+  template <class T>
+  void check_thresholds(const BlobOf<T>& thresholds, const BlobOf<std::uint8_t>& descending, const Tensor& out) const {
+    const std::int64_t steps = out.encoding.n_levels - 1;
+    const std::int64_t channels = out.dims.back();
+    const auto size = static_cast<std::int64_t>(thresholds.size());
+    require(size == steps || size == steps * channels,
+            "thresholds have " + std::to_string(size) + " values, expected " + std::to_string(steps) + " or " +
+                std::to_string(steps * channels));
+    const std::int64_t rows = size / steps;
+    require(descending.size() == 0 || descending.size() == static_cast<std::size_t>(rows),
+            "descending has " + std::to_string(descending.size()) + " values, expected none or " + std::to_string(rows));
+    for (const std::uint8_t flag : descending.view()) require(flag <= 1, "descending holds a value that is not 0 or 1");
+    if constexpr (std::same_as<T, float>) check_no_nan(thresholds, "thresholds");
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const auto* begin = thresholds.data() + row * steps;
+      require(std::is_sorted(begin, begin + steps), "thresholds of row " + std::to_string(row) + " do not ascend");
+    }
+  }
+
+  void check(BinaryConv& op) {
+    const Tensor& in = read(op.input, DType::kBits);
+    const Tensor& out = write(op.output);
+    require(in.dims.size() == 1 || in.dims.size() == 3, "its dims are " + text(in.dims) + ", expected rank 1 or 3", in.name);
+    require(out.dims.size() == in.dims.size(), "its rank differs from the input's", out.name);
+    check_window(op.window);
+    const bool is_map = in.dims.size() == 3;
+    const std::int64_t channels = in.dims.back(), out_channels = out.dims.back();
+    if (is_map) {
+      for (std::size_t axis = 0; axis < 2; ++axis) {
+        const std::int64_t expected = window_output(op.window, axis, in.dims[axis]);
+        require(out.dims[axis] == expected, "its dims are " + text(out.dims) + ", expected " + std::to_string(expected) +
+                                                " on axis " + std::to_string(axis), out.name);
+      }
+    } else {
+      const Dims ones{1, 1}, zeros{0, 0, 0, 0};
+      require(op.window.kernel == ones && op.window.pads == zeros && op.window.strides == ones,
+              "an input of rank 1 takes a 1x1 window without strides and padding");
+    }
+    require(op.groups >= 1 && channels % op.groups == 0 && out_channels % op.groups == 0,
+            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) + " input and " +
+                std::to_string(out_channels) + " output channels");
+    const auto n_planes = static_cast<std::int64_t>(op.w_coefs.size());
+    require(n_planes >= 1 && n_planes <= 4, std::to_string(n_planes) + " weight planes, expected 1 .. 4");
+    std::int64_t weight_top = 0;
+    for (const std::int64_t coef : op.w_coefs) {
+      require(std::abs(coef) <= 64 && coef != 0, "a weight coefficient of " + std::to_string(coef) + ", expected 1 .. 64");
+      weight_top += std::abs(coef);
+    }
+    require(op.w_shift >= 0 && op.w_shift <= 4, "w_shift " + std::to_string(op.w_shift) + ", expected 0 .. 4");
+    const std::int64_t row_bits = op.window.kernel[0] * op.window.kernel[1] * (channels / op.groups);
+    require(row_bits <= kMaxElements, "a row of more than 2^31 weights");
+    const std::int64_t row_words = (row_bits + 31) / 32;
+    require(row_words <= kMaxElements / out_channels, "more than 2^31 weight words");
+    require_size(op.weights, n_planes * out_channels * row_words, "weights");
+    if (row_bits % 32 != 0) {
+      const std::uint32_t tail = ~std::uint32_t{0} << (row_bits % 32);
+      for (std::int64_t row = 0; row < n_planes * out_channels; ++row) {
+        require((op.weights.data()[(row + 1) * row_words - 1] & tail) == 0,
+                "weight row " + std::to_string(row) + " has bits behind its end");
+      }
+    }
+    if (op.w_shift > 0 || weight_top % 2 == 0) check_weight_levels(op, out_channels, row_words, row_bits);
+    const auto [low, high] = level_range(in.encoding);
+    const std::int64_t top = std::max(std::abs(low), std::abs(high));
+    // The kernel holds sums times 2^w_shift, times 2 once more for the input's encoding.
+    require(row_bits * top * weight_top < kMaxAccumulator / 4, "sums can exceed 2^28");
+    require(op.pad_level >= std::min<std::int64_t>(low, 0) && op.pad_level <= std::max<std::int64_t>(high, 0),
+            "pad_level " + std::to_string(op.pad_level) + " is outside the input's levels");
+    if (out.dtype == DType::kBits) {
+      require(op.scale.size() == 0 && op.bias.size() == 0, "scale and bias on an output of bits");
+      check_thresholds(op.thresholds, op.descending, out);
+    } else {
+      require(out.dtype == DType::kF32, "its output must be bits or f32", out.name);
+      require(op.thresholds.size() == 0 && op.descending.size() == 0, "thresholds on a float output");
+      require_size(op.scale, out_channels, "scale");
+      require_size(op.bias, out_channels, "bias");
+      check_no_nan(op.scale, "scale");
+      check_no_nan(op.bias, "bias");
+    }
+  }
+
+  // With a shift, every weight level must be an integer: the sum of the signed coefficients divides by 2^w_shift.
+  void check_weight_levels(const BinaryConv& op, std::int64_t out_channels, std::int64_t row_words, std::int64_t row_bits) const {
+    const std::size_t n_planes = op.w_coefs.size();
+    std::vector<bool> whole(std::size_t{1} << n_planes);
+    for (std::size_t pattern = 0; pattern < whole.size(); ++pattern) {
+      std::int64_t sum = 0;
+      for (std::size_t p = 0; p < n_planes; ++p) sum += (pattern >> p & 1U) != 0 ? -op.w_coefs[p] : op.w_coefs[p];
+      whole[pattern] = sum % (std::int64_t{1} << op.w_shift) == 0;
+    }
+    if (std::all_of(whole.begin(), whole.end(), [](bool ok) { return ok; })) return;
+    const std::size_t plane_words = static_cast<std::size_t>(out_channels * row_words);
+    for (std::int64_t row = 0; row < out_channels; ++row) {
+      for (std::int64_t bit = 0; bit < row_bits; ++bit) {
+        std::size_t pattern = 0;
+        for (std::size_t p = 0; p < n_planes; ++p) {
+          const std::uint32_t word = op.weights.data()[p * plane_words + static_cast<std::size_t>(row * row_words + bit / 32)];
+          pattern |= static_cast<std::size_t>(word >> (bit % 32) & 1U) << p;
+        }
+        require(whole[pattern], "the weight at row " + std::to_string(row) + ", position " + std::to_string(bit) +
+                                    " is no integer level");
+      }
+    }
+  }
+
+  void check(Quantize& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const Tensor& out = write(op.output);
+    require(out.dtype == DType::kBits, "its output must be bits", out.name);
+    require(out.dims == in.dims, "its dims are " + text(out.dims) + ", expected " + text(in.dims), out.name);
+    check_thresholds(op.thresholds, op.descending, out);
+  }
+
+  void check(Dequantize& op) {
+    const Tensor& in = read(op.input, DType::kBits);
+    write(op.output, DType::kF32, in.dims);
+    const std::int64_t levels = in.encoding.n_levels;
+    const auto size = static_cast<std::int64_t>(op.values.size());
+    require(size == levels || size == levels * in.dims.back(),
+            "values has " + std::to_string(size) + " entries, expected " + std::to_string(levels) + " or " +
+                std::to_string(levels * in.dims.back()));
+  }
+
+  void check(BitPool& op) {
+    const Tensor& in = read(op.input, DType::kBits);
+    require_rank(in, 3);
+    check_window(op.window);
+    check_reach(op.window, in.dims);
+    Dims dims{window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]), in.dims[2]};
+    write(op.output, DType::kBits, dims, in.encoding);
+    require_taps(op.window, in.dims, dims);
+    require(op.take_min.size() == 0 || op.take_min.size() == static_cast<std::size_t>(in.dims[2]),
+            "take_min has " + std::to_string(op.take_min.size()) + " values, expected none or " + std::to_string(in.dims[2]));
+    for (const std::uint8_t flag : op.take_min.view()) require(flag <= 1, "take_min holds a value that is not 0 or 1");
+  }
+
+  void check_reach(const Window& w, const Dims& in) const {
+    for (std::size_t axis = 0; axis < 2; ++axis) (void)window_output(w, axis, in[axis]);
+  }
+  // Every output of a pool sees at least one tap inside the map.
+  void require_taps(const Window& w, const Dims& in, const Dims& out) const {
+    for (std::size_t axis = 0; axis < 2; ++axis) {
+      for (std::int64_t o = 0; o < out[axis]; ++o) {
+        bool inside = false;
+        for (std::int64_t k = 0; k < w.kernel[axis] && !inside; ++k) {
+          const std::int64_t at = o * w.strides[axis] - w.pads[axis] + k * w.dilations[axis];
+          inside = at >= 0 && at < in[axis];
+        }
+        require(inside, "output " + std::to_string(o) + " of axis " + std::to_string(axis) + " sees padding only");
+      }
+    }
+  }
+
+  void check(CodebookLinear& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const Tensor& out = write(op.output);
+    check_linear(in, out);
+    const std::int64_t features = in.dims.back(), outputs = out.dims.back();
+    require(op.code_bits == 1 || op.code_bits == 2 || op.code_bits == 4,
+            "code_bits " + std::to_string(op.code_bits) + ", expected 1, 2 or 4");
+    require(op.codebook.size() >= 1 && op.codebook.size() <= std::size_t{1} << op.code_bits,
+            "a codebook of " + std::to_string(op.codebook.size()) + " values with codes of " + std::to_string(op.code_bits) + " bits");
+    check_no_nan(op.codebook, "codebook");
+    require_size(op.bias, outputs, "bias");
+    check_no_nan(op.bias, "bias");
+    const std::int64_t row_words = (features + 31) / 32;
+    require(features <= kMaxElements / outputs, "more than 2^31 weights");
+    std::int64_t coded = features * outputs;
+    if (op.bitmap.size() != 0) {
+      require_size(op.bitmap, outputs * row_words, "bitmap");
+      coded = 0;
+      for (const std::uint32_t word : op.bitmap.view()) coded += std::popcount(word);
+      if (features % 32 != 0) {
+        const std::uint32_t tail = ~std::uint32_t{0} << (features % 32);
+        for (std::int64_t row = 0; row < outputs; ++row) {
+          require((op.bitmap.data()[(row + 1) * row_words - 1] & tail) == 0,
+                  "bitmap row " + std::to_string(row) + " has bits behind its end");
+        }
+      }
+      for (const float v : op.codebook.view()) require(v != 0.0F, "a codebook behind a bitmap holds a 0");
+    }
+    require_size(op.codes, (coded * op.code_bits + 7) / 8, "codes");
+    const std::size_t values = op.codebook.size();
+    const unsigned mask = (1U << op.code_bits) - 1;
+    // A full codebook has a value for every code.
+    for (std::int64_t i = 0; values <= mask && i < coded; ++i) {
+      const std::int64_t bit = i * op.code_bits;
+      const unsigned code = op.codes.data()[bit / 8] >> (bit % 8) & mask;
+      require(code < values, "code " + std::to_string(code) + " at " + std::to_string(i) + ", the codebook has " +
+                                 std::to_string(values) + " values");
+    }
+    const std::int64_t used = coded * op.code_bits % 8;
+    require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0, "codes have bits behind their end");
+  }
+
+  void check_linear(const Tensor& in, const Tensor& out) const {
+    require(out.dtype == DType::kF32, "its output must be f32", out.name);
+    require(!in.dims.empty() && in.dims.size() == out.dims.size() &&
+                std::equal(in.dims.begin(), in.dims.end() - 1, out.dims.begin()),
+            "its dims are " + text(out.dims) + ", the input's " + text(in.dims) + ": only the last may differ", out.name);
+  }
+
+  void check(Linear& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const Tensor& out = write(op.output);
+    check_linear(in, out);
+    require(in.dims.back() <= kMaxElements / out.dims.back(), "more than 2^31 weights");
+    require_size(op.weights, in.dims.back() * out.dims.back(), "weights");
+    require_size(op.bias, out.dims.back(), "bias");
+    check_no_nan(op.weights, "weights");
+    check_no_nan(op.bias, "bias");
+  }
+
+  void check(Conv& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    require_rank(in, 3);
+    const Tensor& out = tensor(op.output);
+    require_rank(out, 3);
+    check_window(op.window);
+    const std::int64_t channels = in.dims[2], out_channels = out.dims[2];
+    write(op.output, DType::kF32, {window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]), out_channels});
+    require(op.groups >= 1 && channels % op.groups == 0 && out_channels % op.groups == 0,
+            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) + " input and " +
+                std::to_string(out_channels) + " output channels");
+    const std::int64_t per_output = op.window.kernel[0] * op.window.kernel[1];
+    require(per_output <= kMaxElements / channels && per_output * channels <= kMaxElements / out_channels,
+            "more than 2^31 weights");
+    require_size(op.weights, out_channels * per_output * (channels / op.groups), "weights");
+    require_size(op.bias, out_channels, "bias");
+    check_no_nan(op.weights, "weights");
+    check_no_nan(op.bias, "bias");
+  }
+
+  void check(Pool& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    require_rank(in, 3);
+    check_window(op.window);
+    const Tensor& out = write(op.output);
+    require(out.dtype == DType::kF32, "its output must be f32", out.name);
+    require_rank(out, 3);
+    require(out.dims[2] == in.dims[2], "its channels differ from the input's", out.name);
+    for (std::size_t axis = 0; axis < 2; ++axis) {
+      const std::int64_t reach = (op.window.kernel[axis] - 1) * op.window.dilations[axis] + 1;
+      const std::int64_t room = in.dims[axis] + op.window.pads[axis] + op.window.pads[axis + 2] - reach;
+      const std::int64_t stride = op.window.strides[axis];
+      const std::int64_t floor_size = room < 0 ? 0 : room / stride + 1;
+      const std::int64_t ceil_size = room < 0 ? 1 : (room + stride - 1) / stride + 1;
+      require(out.dims[axis] >= 1 && (out.dims[axis] == floor_size || out.dims[axis] == ceil_size),
+              "its dims are " + text(out.dims) + ", expected " + std::to_string(floor_size) + " or, in ceil mode, " +
+                  std::to_string(ceil_size) + " on axis " + std::to_string(axis), out.name);
+    }
+    require_taps(op.window, in.dims, out.dims);
+  }
+
+  void check(Affine& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    require(!in.dims.empty(), "it needs a channel axis", in.name);
+    write(op.output, DType::kF32, in.dims);
+    const std::int64_t channels = in.dims.back();
+    for (const auto* blob : {&op.scale, &op.shift}) {
+      require(blob->size() == 1 || blob->size() == static_cast<std::size_t>(channels),
+              "scale and shift take 1 or " + std::to_string(channels) + " values, found " + std::to_string(blob->size()));
+    }
+  }
+
+  void check(Unary& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    write(op.output, DType::kF32, in.dims);
+    require(!std::isnan(op.alpha) && !std::isnan(op.beta), "alpha or beta is NaN");
+  }
+
+  void check(Binary& op) {
+    const Tensor& a = read(op.a, DType::kF32, true);
+    const Tensor& b = read(op.b, DType::kF32, true);
+    require(!a.is_constant || !b.is_constant, "both inputs are constants");
+    const std::size_t rank = std::max(a.dims.size(), b.dims.size());
+    Dims dims(rank, 1);
+    for (std::size_t i = 0; i < rank; ++i) {
+      const std::int64_t da = i < a.dims.size() ? a.dims[a.dims.size() - 1 - i] : 1;
+      const std::int64_t db = i < b.dims.size() ? b.dims[b.dims.size() - 1 - i] : 1;
+      require(da == db || da == 1 || db == 1, text(a.dims) + " and " + text(b.dims) + " do not broadcast");
+      dims[rank - 1 - i] = std::max(da, db);
+    }
+    write(op.output, DType::kF32, dims);
+  }
+
+  std::size_t check_axis(std::int64_t axis, const Tensor& t) const {
+    require(axis >= 0 && axis < static_cast<std::int64_t>(t.dims.size()),
+            "axis " + std::to_string(axis) + " of dims " + text(t.dims), t.name);
+    return static_cast<std::size_t>(axis);
+  }
+
+  void check(Concat& op) {
+    require(!op.inputs.ids.empty(), "it joins nothing");
+    Dims dims;
+    std::size_t axis = 0;
+    for (const TensorId id : op.inputs.ids) {
+      const Tensor& in = read(id, DType::kF32);
+      if (dims.empty()) {
+        axis = check_axis(op.axis, in);
+        dims = in.dims;
+        continue;
+      }
+      bool fits = in.dims.size() == dims.size();
+      for (std::size_t i = 0; fits && i < dims.size(); ++i) fits = i == axis || in.dims[i] == dims[i];
+      require(fits, "its dims are " + text(in.dims) + ", they do not fit " + text(dims) + " along axis " + std::to_string(axis), in.name);
+      dims[axis] += in.dims[axis];
+    }
+    write(op.output, DType::kF32, dims);
+  }
+
+  void check(Reshape& op) {
+    const DType dtype = tensor(op.input).dtype;
+    const Tensor& in = read(op.input, dtype);
+    require(dtype != DType::kI64, "i64 cannot be reshaped", in.name);
+    const Tensor& out = write(op.output);
+    require(out.dtype == dtype && out.encoding == in.encoding, "its dtype or encoding differs from its input's", out.name);
+    require(elements(in.dims) == elements(out.dims), "its dims are " + text(out.dims) + ", the input's " + text(in.dims), out.name);
+    if (dtype != DType::kBits) return;
+    const bool same_channels = in.dims.back() == out.dims.back();
+    const bool whole_words = in.dims.back() % 32 == 0 && out.dims.back() % 32 == 0;
+    require(same_channels || whole_words, "packed channels " + text(in.dims) + " cannot become " + text(out.dims), out.name);
+  }
+
+  void check(Transpose& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    Dims order = op.perm;
+    std::sort(order.begin(), order.end());
+    bool permutation = order.size() == in.dims.size();
+    for (std::size_t i = 0; permutation && i < order.size(); ++i) permutation = order[i] == static_cast<std::int64_t>(i);
+    require(permutation, "perm " + text(op.perm) + " is no permutation of the axes of " + text(in.dims));
+    Dims dims;
+    for (const std::int64_t axis : op.perm) dims.push_back(in.dims[static_cast<std::size_t>(axis)]);
+    write(op.output, DType::kF32, dims);
+  }
+
+  void check(Pad& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    require(op.begin.size() == in.dims.size() && op.end.size() == in.dims.size(),
+            "begin and end take " + std::to_string(in.dims.size()) + " values each");
+    Dims dims = in.dims;
+    for (std::size_t i = 0; i < dims.size(); ++i) {
+      const auto bounded = [](std::int64_t v) { return v > -kMaxElements && v < kMaxElements; };
+      require(bounded(op.begin[i]) && bounded(op.end[i]), "a pad is out of range");
+      // Cropping one side by more than the map would read outside it even if the other side made up for it.
+      require(in.dims[i] + std::min<std::int64_t>(op.begin[i], 0) + std::min<std::int64_t>(op.end[i], 0) >= 0,
+              "it crops more than there is");
+      dims[i] += op.begin[i] + op.end[i];
+    }
+    write(op.output, DType::kF32, dims);
+  }
+
+  void check(Softmax& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    check_axis(op.axis, in);
+    write(op.output, DType::kF32, in.dims);
+  }
+
+  void check(ArgMax& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const std::size_t axis = check_axis(op.axis, in);
+    const Tensor& out = write(op.output);
+    Dims kept = in.dims, removed = in.dims;
+    kept[axis] = 1;
+    removed.erase(removed.begin() + static_cast<std::ptrdiff_t>(axis));
+    require(out.dtype == DType::kI64, "its output must be i64", out.name);
+    require(out.dims == kept || out.dims == removed, "its dims are " + text(out.dims) + ", expected " + text(removed) + " or " + text(kept), out.name);
+  }
+
+  const Graph& graph_;
+  std::vector<bool> written_;
+  const Op* op_ = nullptr;
+};
+
+}  // namespace
+
+void validate(const Graph& graph) { Validator(graph).run(); }
+
+}  // namespace tac
