@@ -1,4 +1,4 @@
-"""Convert the trained network, classify pictures, and time it beside ONNX Runtime on the same ONNX file.
+"""Convert the trained network, classify pictures, time it beside ONNX Runtime on the same file.
 
 Run by `make demo`. Exits 1 if the two disagree on the class of a picture.
 """
@@ -112,9 +112,7 @@ def main() -> int:
                 timed[1].append(milliseconds(run_onnxruntime, x))
         ours_ms, theirs_ms = (statistics.median(times) for times in timed)
         ours_bytes, theirs_bytes = tacbin.stat().st_size, args.model.stat().st_size
-        print(
-            f"\n{cpu_name()}, 1 thread, median of {len(timed[0])} interleaved runs of one picture"
-        )
+        print(f"\n{cpu_name()}, 1 thread each, median of {len(timed[0])} interleaved runs")
         header = (
             f"tac_engine {tac_engine.__version__} ({engine.backend})",
             f"ONNX Runtime {onnxruntime.__version__}",

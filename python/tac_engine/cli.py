@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+from tac_engine.errors import InvalidInputError, TacError
 
 import tac_engine
 from tac_engine import _core, _images
-from tac_engine.errors import InvalidInputError, TacError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
     from tac_engine.engine import Engine
 
 EXIT_DIFFERS = 1
@@ -224,6 +223,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]
+) -> str:
+    """Align `rows` in columns; the columns of `right` to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, tuple("-" * width for width in widths), *rows):
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
 # --- commands -------------------------------------------------------------------------------
 
 
@@ -266,6 +280,219 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if report.ok else EXIT_DIFFERS
 
 
+# What a layer's weights would take as float32, for the ops that store them in fewer bits.
+def _float_bytes(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> int:
+    fields = op["fields"]
+    if op["kind"] == "binary_conv":
+        outputs = tensors[fields["output"]]["dims"][-1]
+        inputs = tensors[fields["input"]]["dims"][-1] // fields["groups"]
+        return 4 * int(outputs * inputs * math.prod(fields["kernel"]))
+    if op["kind"] == "codebook_linear":
+        outputs = tensors[fields["output"]]["dims"][-1]
+        inputs = tensors[fields["input"]]["dims"][-1]
+        return 4 * int(outputs * inputs) + int(fields["bias"]["bytes"])
+    return int(op["bytes"])
+
+
+def _bits(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> str:
+    """Return planes of weights x planes of activations of the ops that have low-bit weights."""
+    if op["kind"] == "binary_conv":
+        planes = tensors[op["fields"]["input"]]["encoding"]["planes"]
+        return f"{len(op['fields']['w_coefs'])} x {planes}"
+    return f"{op['fields']['code_bits']} x 32" if op["kind"] == "codebook_linear" else ""
+
+
+def _dims(tensor: Mapping[str, Any]) -> str:
+    kind = tensor["dtype"]
+    if tensor["encoding"] is not None:
+        kind = f"{tensor['encoding']['n_levels']} levels"
+    return f"{'x'.join(map(str, tensor['dims'])) or 'scalar'} {kind}"
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    model = _core.inspect(args.model)
+    tensors = model["tensors"]
+    layers = [
+        {
+            "name": op["name"],
+            "kind": op["kind"],
+            "bits": _bits(op, tensors),
+            "output": _dims(tensors[op["fields"]["output"]]),
+            "bytes": op["bytes"],
+            "float32_bytes": _float_bytes(op, tensors),
+        }
+        for op in model["ops"]
+    ]
+    constants = sum(tensor["bytes"] for tensor in tensors)
+    float_bytes = constants + sum(layer["float32_bytes"] for layer in layers)
+    if args.json:
+        summary = {"layers": layers, "float32_bytes": float_bytes, "constant_bytes": constants}
+        print(json.dumps({**model, **summary}, indent=2))
+        return 0
+    for entry in model["inputs"]:
+        tensor = tensors[entry["tensor"]]
+        note = ", or uint8 pictures" if entry["has_preprocess"] else ""
+        print(f"input   {tensor['name']}: {_dims(tensor)}{note}")
+    for index in model["outputs"]:
+        print(f"output  {tensors[index]['name']}: {_dims(tensors[index])}")
+    print()
+    header = ("layer", "op", "w x a bits", "output per sample", "bytes", "as float32")
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            layer["bits"],
+            layer["output"],
+            str(layer["bytes"] or "-"),
+            str(layer["float32_bytes"] or "-"),
+        )
+        for layer in layers
+    ]
+    print(format_table(header, rows, frozenset({4, 5})))
+    size = model["file_bytes"]
+    ratio = float_bytes / size
+    print(f"\nfile {size} bytes; constants as float32 {float_bytes} bytes ({ratio:.1f} x)")
+    return 0
+
+
+def _image_shape(engine: Engine, path: Path) -> tuple[int, int, int]:
+    spec = engine.inputs[0]
+    if spec.image_shape is None:
+        raise InvalidInputError(
+            f"{path}: input '{spec.name}' of this model takes no pictures; "
+            "give a .npy array, or convert the model with --mean, --std or --scale"
+        )
+    return spec.image_shape
+
+
+def _read_input(engine: Engine, path: Path, resize: bool) -> NDArray[Any]:
+    """Read one file as a batch of samples for the model's only input."""
+    if len(engine.inputs) != 1:
+        names = ", ".join(spec.name for spec in engine.inputs)
+        raise InvalidInputError(
+            f"the model has {len(engine.inputs)} inputs ({names}), the command feeds one"
+        )
+    if path.suffix.lower() != ".npy":
+        return _images.read_image(path, _image_shape(engine, path), resize=resize)[None]
+    array = _images.read_array(path)
+    spec = engine.inputs[0]
+    image_rank = 3 if array.dtype == np.uint8 and spec.image_shape is not None else None
+    sample_rank = image_rank or len(spec.shape) - 1
+    return np.ascontiguousarray(array[None] if array.ndim == sample_rank else array)
+
+
+def _batches(
+    engine: Engine, args: argparse.Namespace, files: Sequence[Path]
+) -> Iterator[tuple[int, list[str], NDArray[Any]]]:
+    """Yield files read so far, sample names and inputs of at most --batch samples, in order."""
+    names: list[str] = []
+    parts: list[NDArray[Any]] = []
+    for read, path in enumerate(files):
+        array = _read_input(engine, path, args.resize)
+        for start in range(0, len(array), args.batch):
+            piece = array[start : start + args.batch]
+            fits = not parts or (
+                piece.dtype == parts[0].dtype and piece.shape[1:] == parts[0].shape[1:]
+            )
+            if names and (not fits or len(names) + len(piece) > args.batch):
+                yield read, names, np.concatenate(parts)
+                names, parts = [], []
+            parts.append(piece)
+            numbered = len(array) > 1
+            names += [f"{path}[{start + i}]" if numbered else str(path) for i in range(len(piece))]
+    if parts:
+        yield len(files), names, np.concatenate(parts)
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        return [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path}: not a UTF-8 text file: {error}") from error
+
+
+def _top(scores: NDArray[Any], count: int, labels: Sequence[str] | None) -> list[dict[str, Any]]:
+    order = np.argsort(-scores, kind="stable")[:count]
+    return [
+        {"class": int(i), "label": labels[i] if labels else str(i), "score": float(scores[i])}
+        for i in order
+    ]
+
+
+def _run(args: argparse.Namespace) -> int:
+    engine = tac_engine.load(args.model, threads=args.threads, backend=args.backend)
+    suffix = ".npy" if len(engine.outputs) == 1 else ".npz"
+    if args.output is not None and args.output.suffix != suffix:
+        raise InvalidInputError(
+            f"--output {args.output}: {len(engine.outputs)} outputs are saved as {suffix}"
+        )
+    labels = None if args.labels is None else _read_labels(args.labels)
+    files = _images.find_inputs(args.inputs)
+    names: list[str] = []
+    results: dict[str, list[NDArray[Any]]] = {spec.name: [] for spec in engine.outputs}
+    with progress_bar() as progress:
+        for read, batch_names, batch in _batches(engine, args, files):
+            found = engine.run(batch)
+            outputs = found if isinstance(found, dict) else {engine.outputs[0].name: found}
+            for name, value in outputs.items():
+                results[name].append(value)
+            names += batch_names
+            if progress is not None:
+                progress("running", read / len(files))
+    arrays = {name: np.concatenate(parts) for name, parts in results.items()}
+    if args.output is not None:
+        if suffix == ".npy":
+            np.save(args.output, next(iter(arrays.values())))
+        else:
+            np.savez(args.output, **arrays)
+        saved = {name: list(value.shape) for name, value in arrays.items()}
+        if args.json:
+            print(json.dumps({"output": str(args.output), "shapes": saved}))
+        else:
+            print(f"{args.output}:", *(f"{name} {shape}" for name, shape in saved.items()))
+        return 0
+    first, scores = next(iter(arrays.items()))
+    if scores.ndim != 2:
+        raise InvalidInputError(
+            f"output '{first}' has shape {scores.shape}, not a score a class; save it with --output"
+        )
+    if labels is not None and len(labels) != scores.shape[1]:
+        raise InvalidInputError(
+            f"{args.labels}: {len(labels)} labels for {scores.shape[1]} classes"
+        )
+    ranked = [
+        {"input": name, "top": _top(row, args.top, labels)}
+        for name, row in zip(names, scores, strict=True)
+    ]
+    if args.json:
+        print(json.dumps(ranked, indent=2))
+        return 0
+    width = max(len(name) for name in names)
+    for entry in ranked:
+        shown = "  ".join(f"{top['label']} {top['score']:.4g}" for top in entry["top"])
+        print(f"{entry['input']:{width}}  {shown}")
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    engine = tac_engine.load(args.model, threads=args.threads, backend=args.backend)
+    x: NDArray[Any] | dict[str, NDArray[Any]]
+    if args.input is not None:
+        x = _read_input(engine, _images.find_inputs([args.input])[0], args.resize)
+    else:
+        random = np.random.default_rng(0)
+        x = {
+            spec.name: random.standard_normal(
+                (args.batch, *(d or 1 for d in spec.shape[1:])), np.float32
+            )
+            for spec in engine.inputs
+        }
+    _print_result(engine.profile(x, runs=args.runs), args.json)
+    return 0
+
+
 def _backends(args: argparse.Namespace) -> int:
     found = tac_engine.backends()
     if args.json:
@@ -281,21 +508,6 @@ def _backends(args: argparse.Namespace) -> int:
         )
         print(f"{name:8} {state}")
     return 0
-
-
-def format_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]
-) -> str:
-    """Align `rows` in columns; the columns of `right` to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, tuple("-" * width for width in widths), *rows):
-        cells = [
-            cell.rjust(w) if i in right else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
