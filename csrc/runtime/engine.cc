@@ -25,17 +25,6 @@ std::size_t checked_product(std::size_t a, std::size_t b, const char* what) {
   return a * b;
 }
 
-kernels::Selection select(const std::string& backend) {
-  if (!backend.empty()) return kernels::select_kernels(detect_cpu_features(), backend);
-  const char* forced = std::getenv("TAC_BACKEND");
-  if (forced == nullptr || *forced == '\0') return kernels::select_kernels(detect_cpu_features(), {});
-  try {
-    return kernels::select_kernels(detect_cpu_features(), forced);
-  } catch (const Error& e) {
-    throw Error(e.code(), "environment variable TAC_BACKEND: " + e.detail());
-  }
-}
-
 // Adds up whether any value has an exponent of ones and a fraction: cheaper than a comparison that may exit.
 bool has_nan(const float* values, std::size_t count) noexcept {
   std::uint32_t found = 0;
@@ -64,6 +53,17 @@ std::string position_text(std::size_t flat, std::size_t sample_size, const std::
 }
 
 }  // namespace
+
+kernels::Selection choose_kernels(const std::string& backend) {
+  if (!backend.empty()) return kernels::select_kernels(detect_cpu_features(), backend);
+  const char* forced = std::getenv("TAC_BACKEND");
+  if (forced == nullptr || *forced == '\0') return kernels::select_kernels(detect_cpu_features(), {});
+  try {
+    return kernels::select_kernels(detect_cpu_features(), forced);
+  } catch (const Error& e) {
+    throw Error(e.code(), "environment variable TAC_BACKEND: " + e.detail());
+  }
+}
 
 std::size_t TensorSpec::sample_bytes() const noexcept {
   return element_count(dims) * (dtype == DType::kI64 ? sizeof(std::int64_t) : sizeof(float));
@@ -130,7 +130,7 @@ Engine::Engine(const Graph& graph, const EngineOptions& options)
     : Engine((validate(graph), graph), std::size_t{0}, options) {}
 
 Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& options)
-    : metadata_(graph.metadata), file_bytes_(file_bytes), selection_(select(options.backend)) {
+    : metadata_(graph.metadata), file_bytes_(file_bytes), selection_(choose_kernels(options.backend)) {
   if (options.threads < 1 || options.threads > kMaxThreads) {
     throw Error(ErrorCode::kInvalidArgument,
                 "threads is " + std::to_string(options.threads) + ", expected 1.." + std::to_string(kMaxThreads));

@@ -25,6 +25,10 @@ struct EngineOptions {
   std::string backend;      // empty: what the environment variable TAC_BACKEND names, or else the best one that runs here
 };
 
+// The kernels of an Engine with this EngineOptions::backend. Throws Error(kInvalidArgument) for a name, given or in
+// TAC_BACKEND, that is unknown or cannot run here.
+kernels::Selection choose_kernels(const std::string& backend);
+
 struct TensorSpec {
   std::string name;
   DType dtype = DType::kF32;        // kF32 or kI64
