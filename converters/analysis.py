@@ -313,6 +313,10 @@ def _reachable(node: Node, weights: WeightLattice, source: BitSource) -> Array |
     taps = weights.levels[0].size
     pads_zero = node.op == "Conv" and (any(node.attrs["pads"]) or (any(source.pads) and source.pad_level == 0))
     per_tap = weights.levels.shape[1]
-    if source.encoding.levels == [-1, 1] and weights.values in ((-1, 1), (-1,), (1,)) and (not pads_zero or per_tap % 2 == 0):
+    if (
+        source.encoding.levels == [-1, 1]
+        and weights.values in ((-1, 1), (-1,), (1,))
+        and (not pads_zero or per_tap % 2 == 0)
+    ):
         return np.arange(-taps, taps + 1, 2)
     return np.arange(-bound, bound + 1)

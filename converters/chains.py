@@ -61,7 +61,7 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
         if not candidates:
             break
         node = max(candidates, key=lambda item: order[id(item)])
-        if node.output not in frontier or len(frontier) > 1 and stop(node.output):
+        if node.output not in frontier or (len(frontier) > 1 and stop(node.output)):
             break
         if node.op == "MaxPool" and through_pool and pool is None and len(frontier) == 1 and collected:
             pool = node
@@ -247,7 +247,9 @@ def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels:
             own = axis - (rank - constant.ndim)
             if own >= 0 and constant.shape[own] == channels and channels > 1:
                 constants[name] = constant.take(range(begin, end), own)
-    part = Graph(graph.nodes, constants, graph.inputs, graph.outputs, graph.shapes, graph.dtypes, graph.opset, graph.source)
+    part = Graph(
+        graph.nodes, constants, graph.inputs, graph.outputs, graph.shapes, graph.dtypes, graph.opset, graph.source
+    )
     return part, chain
 
 
@@ -279,7 +281,8 @@ _TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
 
 def float_steps(graph: Graph, chain: Chain) -> Steps | str:
     """Bisection over float32: the chain is evaluated on a grid over the whole line, each change is narrowed to one float,
-    and the result is checked at the thresholds' neighbours and at random points."""
+    and the result is checked at the thresholds' neighbours and at random points.
+    """
     shape = graph.shapes[chain.root]
     dim = shape[chain.channel_axis]
     per_channel = _has_channel_constants(graph, chain)

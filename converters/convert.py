@@ -102,7 +102,9 @@ def _compress_layers(graph: Graph, prune: float | None, bits: int | None) -> dic
         if alpha != 1.0:
             node.attrs["alpha"] = 1.0  # mac_weights has multiplied it in
         node.inputs[1] = name
-        notes[node.name or node.output] = f"weights changed: {result.sparsity:.0%} zeros, relative error {result.error:.3g}"
+        notes[node.name or node.output] = (
+            f"weights changed: {result.sparsity:.0%} zeros, relative error {result.error:.3g}"
+        )
     return notes
 
 
@@ -119,12 +121,16 @@ def _preprocessing(
         return {}, {}
     images = [item for item in graph.inputs if len(item.shape) == 4]
     if len(graph.inputs) != 1 or len(images) != 1:
-        raise InvalidInputError(f"preprocessing needs a model with a single image input of rank 4, found {len(graph.inputs)}")
+        raise InvalidInputError(
+            f"preprocessing needs a model with a single image input of rank 4, found {len(graph.inputs)}"
+        )
     shape = images[0].shape
     if input_layout is None:
         first, last = shape[1], shape[3]
         if (first in (1, 3, 4)) == (last in (1, 3, 4)):
-            raise InvalidInputError(f"cannot tell the image layout from shape {[str(d) for d in shape]}; give input_layout")
+            raise InvalidInputError(
+                f"cannot tell the image layout from shape {[str(d) for d in shape]}; give input_layout"
+            )
         input_layout = "NCHW" if first in (1, 3, 4) else "NHWC"
     channels = shape[1] if input_layout == "NCHW" else shape[3]
     if not isinstance(channels, int):

@@ -60,10 +60,15 @@ class ConversionReport:
         widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
         lines = [f"{self.source} -> {self.target}"]
         for row in (header, tuple("-" * width for width in widths), *rows):
-            cells = [cell.rjust(w) if i in (4, 5) else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+            cells = [
+                cell.rjust(w) if i in (4, 5) else cell.ljust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ]
             lines.append("  ".join(cells).rstrip())
         ratio = self.float_bytes / self.file_bytes if self.file_bytes else 0.0
-        lines.append(f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)} ({ratio:.1f}x smaller)")
+        lines.append(
+            f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)} ({ratio:.1f}x smaller)"
+        )
         return "\n".join(lines)
 
 

@@ -116,7 +116,15 @@ def encode_levels(levels: tuple[int, ...]) -> Encoding | None:
 
 # Sign planes whose signed sum, divided by 2, reaches every integer from -m to m: the subset sums of the coefficients cover
 # 0..2m.
-_SYMMETRIC_COEFS = {1: (1, 1), 2: (1, 1, 2), 3: (1, 2, 3), 4: (1, 2, 2, 3), 5: (1, 2, 3, 4), 6: (1, 2, 4, 5), 7: (1, 2, 4, 7)}
+_SYMMETRIC_COEFS = {
+    1: (1, 1),
+    2: (1, 1, 2),
+    3: (1, 2, 3),
+    4: (1, 2, 2, 3),
+    5: (1, 2, 3, 4),
+    6: (1, 2, 4, 5),
+    7: (1, 2, 4, 7),
+}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,15 @@ class Emitter:
         return tensor
 
     def row(
-        self, node: Node, op: str, kind: str, dims: tuple[int, ...], bits: str, before: int, after: int, reason: str = ""
+        self,
+        node: Node,
+        op: str,
+        kind: str,
+        dims: tuple[int, ...],
+        bits: str,
+        before: int,
+        after: int,
+        reason: str = "",
     ) -> None:
         shape = "x".join(str(dim) for dim in dims)
         self.rows.append(LayerReport(node.name or node.output, kind, op, bits, shape, before, after, reason))

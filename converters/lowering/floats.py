@@ -18,7 +18,14 @@ _INFINITY = float("inf")
 
 
 def _unary(
-    lowering: Lowering, node: Node, stored: Stored, kind: str, alpha: float = 0.0, beta: float = 0.0, *, last: bool = True
+    lowering: Lowering,
+    node: Node,
+    stored: Stored,
+    kind: str,
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    *,
+    last: bool = True,
 ) -> Stored:
     fields = {"input": stored.tensor, "kind": kind, "alpha": alpha, "beta": beta}
     holds = node.output if last else ""
@@ -73,24 +80,19 @@ def batch_normalization(lowering: Lowering, node: Node) -> Stored:
 
 def _binary(kind: str) -> Callable[[Lowering, Node], Stored]:
     def rule(lowering: Lowering, node: Node) -> Stored:
-        if len(node.inputs) == 1:
-            return _unary(lowering, node, lowering.float_of(node.inputs[0], node), "clip", -_INFINITY, _INFINITY)
-        stored = _pair(lowering, node, kind, node.inputs[0], node.inputs[1], last=len(node.inputs) == 2)
-        for position, name in enumerate(node.inputs[2:], start=3):  # Min, Max and Sum of several
-            other = lowering.float_of(name, node)
-            stored = _combine(lowering, node, kind, stored, other, last=position == len(node.inputs))
-        return stored
+        graph = lowering.graph
+        left, right = node.inputs
+        if graph.is_constant(right):
+            return _with_constant(
+                lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, True
+            )
+        if graph.is_constant(left):
+            return _with_constant(
+                lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, True
+            )
+        return _combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node))
 
     return rule
-
-
-def _pair(lowering: Lowering, node: Node, kind: str, left: str, right: str, *, last: bool) -> Stored:
-    graph = lowering.graph
-    if graph.is_constant(right):
-        return _with_constant(lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, last)
-    if graph.is_constant(left):
-        return _with_constant(lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, last)
-    return _combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node), last=last)
 
 
 def _with_constant(
@@ -113,7 +115,7 @@ def _with_constant(
     return Stored(tensor, broadcast, layout, stored.map_dims)
 
 
-def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored, *, last: bool) -> Stored:
+def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored) -> Stored:
     emit = lowering.emit
     same = left.layout == right.layout and left.map_dims == right.map_dims and len(left.dims) == len(right.dims)
     if not same and {left.layout, right.layout} == {"nhwc", "plain"} and len(left.dims) == len(right.dims) == 3:
@@ -122,7 +124,7 @@ def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Sto
         left, right = emit.plain(left, node), emit.plain(right, node)
     dims = np.broadcast_shapes(left.dims, right.dims)
     fields: dict[str, Any] = {"a": left.tensor, "b": right.tensor, "kind": kind}
-    tensor = emit.op("binary", node, fields, dims, holds=node.output if last else "", layout=left.layout)
+    tensor = emit.op("binary", node, fields, dims, holds=node.output, layout=left.layout)
     emit.row(node, "binary", kind, dims, "32", 0, 0)
     return Stored(tensor, dims, left.layout, left.map_dims)
 
@@ -191,7 +193,9 @@ def quantize_linear(lowering: Lowering, node: Node) -> Stored:
     info = np.iinfo(graph.dtypes[node.output])
     if info.bits > 16:
         raise NotLowered(node, f"quantization to {graph.dtypes[node.output]}")
-    operations: list[tuple[str, Array | tuple[float, float] | None]] = [("div", _axis_constant(lowering, node, 1, rank))]
+    operations: list[tuple[str, Array | tuple[float, float] | None]] = [
+        ("div", _axis_constant(lowering, node, 1, rank))
+    ]
     operations.append(("round", None))
     if len(node.inputs) > 2 and node.inputs[2] and np.any(graph.constants[node.inputs[2]]):
         operations.append(("add", _axis_constant(lowering, node, 2, rank)))

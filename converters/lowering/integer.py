@@ -73,9 +73,13 @@ def _emit_quantize(
     lowering: Lowering, node: Node, fields: dict[str, Any], dims: tuple[int, ...], encoding: Encoding
 ) -> StoredBits:
     emit = lowering.emit
-    tensor = emit.op("quantize", node, fields, dims, dtype="bits", encoding=encoding, holds=node.output, layout=_layout(dims))
+    tensor = emit.op(
+        "quantize", node, fields, dims, dtype="bits", encoding=encoding, holds=node.output, layout=_layout(dims)
+    )
     note = "a zero is kept: its plane is read only where one occurs" if encoding.kind == "sign_zero" else ""
-    emit.row(node, "quantize", "quantizer", dims, f"- x {activation_bits(encoding)}", 0, fields["thresholds"].nbytes, note)
+    emit.row(
+        node, "quantize", "quantizer", dims, f"- x {activation_bits(encoding)}", 0, fields["thresholds"].nbytes, note
+    )
     return StoredBits(tensor, dims, encoding)
 
 
@@ -121,7 +125,9 @@ def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, take_min: Array 
 def _extend_ceil(fields: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> None:
     """Ceil mode as padding at the end, which never wins a maximum."""
     for axis in range(2):
-        reach = (after[axis] - 1) * fields["strides"][axis] + (fields["kernel"][axis] - 1) * fields["dilations"][axis] + 1
+        reach = (
+            (after[axis] - 1) * fields["strides"][axis] + (fields["kernel"][axis] - 1) * fields["dilations"][axis] + 1
+        )
         missing = reach - (before[axis] + fields["pads"][axis] + fields["pads"][axis + 2])
         fields["pads"][axis + 2] += max(0, missing)
 
@@ -203,7 +209,9 @@ def _layer(
         layout=_layout(dims),
         origin=origin,
     )
-    after = packed.nbytes + sum(fields[key].nbytes for key in ("thresholds", "scale", "bias", "descending") if key in fields)
+    after = packed.nbytes + sum(
+        fields[key].nbytes for key in ("thresholds", "scale", "bias", "descending") if key in fields
+    )
     kind = _kind(mac, bits.encoding)
     note = "" if encoding is None or encoding.kind != "sign_zero" else "sign(0) = 0 is reachable and kept"
     bits_text = f"{mac.weights.describe().removesuffix('-bit')} x {activation_bits(bits.encoding)}"
@@ -220,7 +228,7 @@ def _layer(
 def _kind(mac: IntegerMac, encoding: Encoding) -> str:
     shape = "conv" if mac.node.op == "Conv" else "linear"
     weights = mac.weights.describe()
-    if weights == "1-bit" and encoding.planes == 1 or encoding.kind == "sign_zero" and weights == "1-bit":
+    if (weights == "1-bit" and encoding.planes == 1) or (encoding.kind == "sign_zero" and weights == "1-bit"):
         return f"binary {shape}"
     return f"{'ternary' if weights == 'ternary' else weights} {shape}"
 
@@ -255,8 +263,8 @@ def dequantize(lowering: Lowering, tensor: str, node: Node) -> Stored:
     four = len(bits.dims) == 3
     emit = lowering.emit
     made = emit.op("dequantize", producer, {"input": bits.tensor, "values": values}, bits.dims)
-    emit.row(producer, "dequantize", "unpack to float", bits.dims, f"- x {activation_bits(bits.encoding)}", 0, values.nbytes)
+    emit.row(
+        producer, "dequantize", "unpack to float", bits.dims, f"- x {activation_bits(bits.encoding)}", 0, values.nbytes
+    )
     nhwc = four and steps.chain.result_axis == 1
     return Stored(made, bits.dims, "nhwc" if nhwc else "plain")
-
-

@@ -47,7 +47,9 @@ class Lowering:
             if source.dtype != np.float32:
                 raise UnsupportedModelError(f"input '{source.name}' is {source.dtype}, expected float32")
             dims = static_dims(source.shape)
-            tensor: int = self.emit.writer.add_tensor(self.emit.unique(source.name), list(dims), dtype="f32", encoding=None)
+            tensor: int = self.emit.writer.add_tensor(
+                self.emit.unique(source.name), list(dims), dtype="f32", encoding=None
+            )
             self.emit.writer.add_input(
                 tensor, lut=self._luts.get(source.name), channels_first=self._channels_first.get(source.name, True)
             )
@@ -69,7 +71,9 @@ class Lowering:
             node = graph.producer(name) or Node("Identity", name, [name], [name])
             stored = self.emit.plain(self.float_of(name, node), node)
             if graph.producer(name) is None:
-                stored = Stored(self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name), stored.dims)
+                stored = Stored(
+                    self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name), stored.dims
+                )
             self.emit.writer.add_output(self._named(name, stored, node))
 
     def _named(self, name: str, stored: Stored, node: Node) -> int:
@@ -118,7 +122,9 @@ def static_dims(shape: Shape) -> tuple[int, ...]:
     """Dims behind the batch axis."""
     dims = shape[1:]
     if not all(isinstance(dim, int) for dim in dims):
-        raise UnsupportedModelError(f"a tensor has shape {[str(dim) for dim in shape]}: only the first axis may be the batch")
+        raise UnsupportedModelError(
+            f"a tensor has shape {[str(dim) for dim in shape]}: only the first axis may be the batch"
+        )
     return tuple(dim for dim in dims if isinstance(dim, int))
 
 

@@ -71,8 +71,6 @@ def _map_dims(lowering: Lowering, node: Node) -> tuple[int, int, int]:
 
 
 def pool(lowering: Lowering, node: Node) -> Stored:
-    if len([name for name in node.outputs if name]) > 1:
-        raise NotLowered(node, "its second output (indices) is used")
     dims = _map_dims(lowering, node)
     emit = lowering.emit
     stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
@@ -84,11 +82,18 @@ def pool(lowering: Lowering, node: Node) -> Stored:
     return Stored(tensor, dims, "nhwc")
 
 
-def global_pool(lowering: Lowering, node: Node) -> Stored:
+def reduce_map(lowering: Lowering, node: Node) -> Stored:
+    """ReduceMean or ReduceMax over both axes of a map: a pool whose window is the map."""
+    rank = len(lowering.graph.shapes[node.inputs[0]])
+    axes = node.attrs["axes"]
+    if rank != 4 or axes != [2, 3]:
+        raise NotLowered(
+            node, f"it reduces axes {axes} of a rank-{rank} tensor; only [2, 3] of rank 4 (a global pool) runs"
+        )
     emit = lowering.emit
     stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
     height, width, channels = stored.dims
-    kind = "max" if node.op == "GlobalMaxPool" else "average"
+    kind = "max" if node.op == "ReduceMax" else "average"
     fields = {
         "input": stored.tensor,
         "kind": kind,
@@ -98,22 +103,13 @@ def global_pool(lowering: Lowering, node: Node) -> Stored:
         "pads": [0, 0, 0, 0],
         "count_include_pad": False,
     }
+    keep = bool(node.attrs["keepdims"])
     dims = (1, 1, channels)
-    tensor = emit.op("pool", node, fields, dims, holds=node.output, layout="nhwc")
+    tensor = emit.op("pool", node, fields, dims, holds=node.output if keep else "", layout="nhwc")
     emit.row(node, "pool", f"global {kind} pool", dims, "32", 0, 0)
-    return Stored(tensor, dims, "nhwc")
-
-
-def reduce_mean(lowering: Lowering, node: Node) -> Stored:
-    rank = len(lowering.graph.shapes[node.inputs[0]])
-    axes = sorted(axis % rank for axis in node.attrs.get("axes", []))
-    if rank != 4 or axes != [2, 3]:
-        raise NotLowered(node, f"it reduces axes {axes} of a rank-{rank} tensor; only [2, 3] of rank 4 (a global pool) runs")
-    if node.attrs.get("keepdims", 1):
-        return global_pool(lowering, node)
-    pooled = global_pool(lowering, Node(node.op, node.name, node.inputs, [f"{node.output}/map"], node.attrs))
-    dims = (pooled.dims[2],)
-    return Stored(lowering.emit.op("reshape", node, {"input": pooled.tensor}, dims, holds=node.output), dims)
+    if keep:
+        return Stored(tensor, dims, "nhwc")
+    return Stored(emit.op("reshape", node, {"input": tensor}, (channels,), holds=node.output), (channels,))
 
 
 def concat(lowering: Lowering, node: Node) -> Stored:
@@ -212,9 +208,8 @@ RULES = {
     "Transpose": transpose,
     "MaxPool": pool,
     "AveragePool": pool,
-    "GlobalAveragePool": global_pool,
-    "GlobalMaxPool": global_pool,
-    "ReduceMean": reduce_mean,
+    "ReduceMean": reduce_map,
+    "ReduceMax": reduce_map,
     "Concat": concat,
     "Pad": pad,
     "Softmax": softmax,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from tac_engine.converters.graph import Array, Batch, Graph, GraphInput, Node, Shape
 
 N = Batch()

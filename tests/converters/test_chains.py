@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from graphs import elementwise_graph, scalar
-
 from tac_engine.converters.chains import Steps, accumulator_steps, evaluate_chain, float_steps, trace
 from tac_engine.converters.graph import Array, Graph, Node
 
@@ -66,7 +65,10 @@ SIGNS: dict[str, tuple[Spelling, tuple[int, ...], list[float]]] = {
         [0.0],
     ),
     "Clip, Sign": (
-        ([Node("Clip", "c", ["x", "lo", "hi"], ["a"]), Node("Sign", "s", ["a"], ["y"])], {"lo": scalar(-1), "hi": scalar(1)}),
+        (
+            [Node("Clip", "c", ["x", "lo", "hi"], ["a"]), Node("Sign", "s", ["a"], ["y"])],
+            {"lo": scalar(-1), "hi": scalar(1)},
+        ),
         (-1, 0, 1),
         [0.0, DENORMAL],
     ),
@@ -196,7 +198,9 @@ def test_constants_that_differ_within_a_map_end_the_chain() -> None:
     assert trace(graph, "y", stop=lambda name: False, through_pool=False) is None
 
 
-def accumulator(nodes: list[Node], constants: dict[str, Array], bound: int, channels: int = 4) -> tuple[Steps | str, Graph]:
+def accumulator(
+    nodes: list[Node], constants: dict[str, Array], bound: int, channels: int = 4
+) -> tuple[Steps | str, Graph]:
     graph = elementwise_graph(nodes, constants)
     chain = trace(graph, "y", stop=lambda name: name == "x", through_pool=True)
     assert chain is not None

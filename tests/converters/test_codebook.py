@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tac_engine.converters.codebook import Codebook, compress, encode_codebook
 
 
 def decode(book: Codebook, shape: tuple[int, int]) -> np.ndarray:
     """Independent decoder of the documented layout."""
     per_byte = 8 // book.code_bits
-    stream = [int(byte) >> (book.code_bits * i) & ((1 << book.code_bits) - 1) for byte in book.codes for i in range(per_byte)]
+    stream = [
+        int(byte) >> (book.code_bits * i) & ((1 << book.code_bits) - 1) for byte in book.codes for i in range(per_byte)
+    ]
     out = np.zeros(shape, np.float32)
     position = 0
     for index in np.ndindex(*shape):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tac_engine.converters.values import (
     BINARY,
     SIGN_ZERO,
