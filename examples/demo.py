@@ -60,9 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=ROOT / "models/vgg9b_half_tac.onnx")
     parser.add_argument("--images", type=Path, default=ROOT / "models/cifar10_samples")
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="timed runs of every picture (default 20)"
-    )
+    parser.add_argument("--rounds", type=int, default=20, help="timed runs of every picture (default 20)")
     args = parser.parse_args()
     labels = (args.images / "labels.txt").read_text().split()
     files = sorted(args.images.glob("*.png"))
@@ -82,9 +80,7 @@ def main() -> int:
         engine = tac_engine.load(tacbin, threads=1)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            args.model, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(args.model, options, providers=["CPUExecutionProvider"])
         input_name = session.get_inputs()[0].name
 
         def run_onnxruntime(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,9 +114,7 @@ def main() -> int:
             f"ONNX Runtime {onnxruntime.__version__}",
         )
         print(f"{'':16} {header[0]:>26} {header[1]:>22}")
-        print(
-            f"{'ms per picture':16} {ours_ms:26.3f} {theirs_ms:22.3f}   {theirs_ms / ours_ms:.1f} times faster"
-        )
+        print(f"{'ms per picture':16} {ours_ms:26.3f} {theirs_ms:22.3f}   {theirs_ms / ours_ms:.1f} times faster")
         print(f"{'input':16} {'uint8, normalised inside':>26} {'float32, ready-made':>22}")
         print(
             f"{'file, kB':16} {ours_bytes / 1000:26.1f} {theirs_bytes / 1000:22.1f}   "

@@ -44,9 +44,7 @@ __all__ = [
 ]
 
 
-def convert(
-    model: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any
-) -> ConversionReport:
+def convert(model: str | os.PathLike[str], output: str | os.PathLike[str], **options: Any) -> ConversionReport:
     """Convert the ONNX file `model` into the .tacbin file `output`.
 
     Args:
@@ -66,7 +64,5 @@ def convert(
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == __name__:
             raise
-        raise ImportError(
-            f"converting needs the extra: pip install 'tac_engine[convert]' ({error})"
-        ) from error
+        raise ImportError(f"converting needs the extra: pip install 'tac_engine[convert]' ({error})") from error
     return convert_model(model, output, **options)

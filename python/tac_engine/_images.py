@@ -21,9 +21,7 @@ def find_inputs(paths: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in {".npy", *IMAGE_SUFFIXES}
-            )
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in {".npy", *IMAGE_SUFFIXES})
             if not inside:
                 raise InvalidInputError(f"{path}: no .npy, .png or .jpg file in this folder")
             found += inside
@@ -32,9 +30,7 @@ def find_inputs(paths: list[Path]) -> list[Path]:
         elif path.suffix.lower() in {".npy", *IMAGE_SUFFIXES}:
             found.append(path)
         else:
-            raise InvalidInputError(
-                f"{path}: expected a .npy, .png or .jpg file or a folder of them"
-            )
+            raise InvalidInputError(f"{path}: expected a .npy, .png or .jpg file or a folder of them")
     return found
 
 
@@ -49,21 +45,15 @@ def read_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def read_image(
-    path: Path, shape: tuple[int, int, int], *, resize: bool = False
-) -> NDArray[np.uint8]:
+def read_image(path: Path, shape: tuple[int, int, int], *, resize: bool = False) -> NDArray[np.uint8]:
     """Read a picture as uint8 of `shape` (height, width, channels)."""
     height, width, channels = shape
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise InvalidInputError(
-            f"{path}: reading pictures needs Pillow: pip install 'tac_engine[images]'"
-        ) from None
+        raise InvalidInputError(f"{path}: reading pictures needs Pillow: pip install 'tac_engine[images]'") from None
     if channels not in _MODES:
-        raise InvalidInputError(
-            f"{path}: a picture has 1, 3 or 4 channels, the model wants {channels}"
-        )
+        raise InvalidInputError(f"{path}: a picture has 1, 3 or 4 channels, the model wants {channels}")
     try:
         with Image.open(path) as file:
             image = file.convert(_MODES[channels])

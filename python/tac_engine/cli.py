@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
-from tac_engine.errors import InvalidInputError, TacError
 
 import tac_engine
 from tac_engine import _core, _images
+from tac_engine.errors import InvalidInputError, TacError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
     from tac_engine.engine import Engine
 
 EXIT_DIFFERS = 1
@@ -71,9 +72,7 @@ def number(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(
-            f"expected a number or a fraction such as 1/255, got '{text}'"
-        )
+        raise argparse.ArgumentTypeError(f"expected a number or a fraction such as 1/255, got '{text}'")
     return value
 
 
@@ -92,9 +91,7 @@ def named_shape(text: str) -> tuple[str, tuple[int | None, ...]]:
     """Read NAME:N,3,32,32; an axis that is no number stays dynamic."""
     name, separator, dims = text.rpartition(":")
     if not separator or not name or not dims:
-        raise argparse.ArgumentTypeError(
-            f"expected NAME:D,D,..., for example input:N,3,32,32, got '{text}'"
-        )
+        raise argparse.ArgumentTypeError(f"expected NAME:D,D,..., for example input:N,3,32,32, got '{text}'")
     return name, tuple(int(dim) if dim.strip().isdigit() else None for dim in dims.split(","))
 
 
@@ -105,26 +102,18 @@ def build_parser() -> argparse.ArgumentParser:
         description="Runs low-bit neural networks on CPUs.",
         epilog="Exit status: 0 done, 1 verify found a difference, 2 error.",
     )
-    parser.add_argument(
-        "--version", action="version", version=f"tac-engine {tac_engine.__version__}"
-    )
+    parser.add_argument("--version", action="version", version=f"tac-engine {tac_engine.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(
-        name: str, function: Callable[[argparse.Namespace], int], text: str
-    ) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.add_argument("--json", action="store_true", help="print JSON instead of text")
         added.set_defaults(function=function)
         return added
 
     def engine_options(added: argparse.ArgumentParser) -> None:
-        added.add_argument(
-            "--threads", type=positive, default=1, help="threads to run with (default 1)"
-        )
-        added.add_argument(
-            "--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)"
-        )
+        added.add_argument("--threads", type=positive, default=1, help="threads to run with (default 1)")
+        added.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
 
     convert = command("convert", _convert, "Convert an ONNX model into a .tacbin file.")
     convert.add_argument("model", type=Path, help="ONNX file")
@@ -135,9 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="file to write (default: the model's name with .tacbin)",
     )
     convert.add_argument("-o", "--output", type=Path, help="the same as the positional target")
-    images = convert.add_argument_group(
-        "pictures", "with any of these the converted model takes uint8 pictures"
-    )
+    images = convert.add_argument_group("pictures", "with any of these the converted model takes uint8 pictures")
     images.add_argument(
         "--mean",
         type=number,
@@ -145,18 +132,10 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="M",
         help="subtracted per channel, after the scale",
     )
-    images.add_argument(
-        "--std", type=number, nargs="+", metavar="S", help="divided by, per channel"
-    )
-    images.add_argument(
-        "--scale", type=number, help="factor of the pixels, a number or fraction (default 1/255)"
-    )
-    images.add_argument(
-        "--input-layout", choices=("NCHW", "NHWC"), help="layout of the model's own input"
-    )
-    compress = convert.add_argument_group(
-        "compression of float fully connected layers (changes their weights)"
-    )
+    images.add_argument("--std", type=number, nargs="+", metavar="S", help="divided by, per channel")
+    images.add_argument("--scale", type=number, help="factor of the pixels, a number or fraction (default 1/255)")
+    images.add_argument("--input-layout", choices=("NCHW", "NHWC"), help="layout of the model's own input")
+    compress = convert.add_argument_group("compression of float fully connected layers (changes their weights)")
     compress.add_argument(
         "--fc-prune",
         type=number,
@@ -186,17 +165,11 @@ def build_parser() -> argparse.ArgumentParser:
         "Run a model on pictures or arrays; print the largest outputs or save them all.",
     )
     run.add_argument("model", type=Path)
-    run.add_argument(
-        "inputs", type=Path, nargs="+", help=".npy, .png or .jpg files, or folders of them"
-    )
+    run.add_argument("inputs", type=Path, nargs="+", help=".npy, .png or .jpg files, or folders of them")
     run.add_argument("--labels", type=Path, help="text file with one class name a line")
     run.add_argument("--top", type=positive, default=3, help="classes to print (default 3)")
-    run.add_argument(
-        "--output", type=Path, help="save the outputs to this .npy (one output) or .npz file"
-    )
-    run.add_argument(
-        "--batch", type=positive, default=32, help="samples run at once at most (default 32)"
-    )
+    run.add_argument("--output", type=Path, help="save the outputs to this .npy (one output) or .npz file")
+    run.add_argument("--batch", type=positive, default=32, help="samples run at once at most (default 32)")
     run.add_argument("--resize", action="store_true", help="scale pictures to the model's size")
     engine_options(run)
 
@@ -207,32 +180,23 @@ def build_parser() -> argparse.ArgumentParser:
 
     profile = command("profile", _profile, "Time every layer of a model.")
     profile.add_argument("model", type=Path)
-    profile.add_argument(
-        "input", type=Path, nargs="?", help=".npy, .png or .jpg file (default: random input)"
-    )
+    profile.add_argument("input", type=Path, nargs="?", help=".npy, .png or .jpg file (default: random input)")
     profile.add_argument("--runs", type=positive, default=20, help="runs to time (default 20)")
-    profile.add_argument(
-        "--batch", type=positive, default=1, help="samples of the random input (default 1)"
-    )
-    profile.add_argument(
-        "--resize", action="store_true", help="scale a picture to the model's size"
-    )
+    profile.add_argument("--batch", type=positive, default=1, help="samples of the random input (default 1)")
+    profile.add_argument("--resize", action="store_true", help="scale a picture to the model's size")
     engine_options(profile)
 
     command("backends", _backends, "List the kernel sets and say which this CPU runs.")
     return parser
 
 
-def format_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]
-) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> str:
     """Align `rows` in columns; the columns of `right` to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, tuple("-" * width for width in widths), *rows):
         cells = [
-            cell.rjust(w) if i in right else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
@@ -369,9 +333,7 @@ def _read_input(engine: Engine, path: Path, resize: bool) -> NDArray[Any]:
     """Read one file as a batch of samples for the model's only input."""
     if len(engine.inputs) != 1:
         names = ", ".join(spec.name for spec in engine.inputs)
-        raise InvalidInputError(
-            f"the model has {len(engine.inputs)} inputs ({names}), the command feeds one"
-        )
+        raise InvalidInputError(f"the model has {len(engine.inputs)} inputs ({names}), the command feeds one")
     if path.suffix.lower() != ".npy":
         return _images.read_image(path, _image_shape(engine, path), resize=resize)[None]
     array = _images.read_array(path)
@@ -391,9 +353,7 @@ def _batches(
         array = _read_input(engine, path, args.resize)
         for start in range(0, len(array), args.batch):
             piece = array[start : start + args.batch]
-            fits = not parts or (
-                piece.dtype == parts[0].dtype and piece.shape[1:] == parts[0].shape[1:]
-            )
+            fits = not parts or (piece.dtype == parts[0].dtype and piece.shape[1:] == parts[0].shape[1:])
             if names and (not fits or len(names) + len(piece) > args.batch):
                 yield read, names, np.concatenate(parts)
                 names, parts = [], []
@@ -406,28 +366,21 @@ def _batches(
 
 def _read_labels(path: Path) -> list[str]:
     try:
-        return [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: not a UTF-8 text file: {error}") from error
 
 
 def _top(scores: NDArray[Any], count: int, labels: Sequence[str] | None) -> list[dict[str, Any]]:
     order = np.argsort(-scores, kind="stable")[:count]
-    return [
-        {"class": int(i), "label": labels[i] if labels else str(i), "score": float(scores[i])}
-        for i in order
-    ]
+    return [{"class": int(i), "label": labels[i] if labels else str(i), "score": float(scores[i])} for i in order]
 
 
 def _run(args: argparse.Namespace) -> int:
     engine = tac_engine.load(args.model, threads=args.threads, backend=args.backend)
     suffix = ".npy" if len(engine.outputs) == 1 else ".npz"
     if args.output is not None and args.output.suffix != suffix:
-        raise InvalidInputError(
-            f"--output {args.output}: {len(engine.outputs)} outputs are saved as {suffix}"
-        )
+        raise InvalidInputError(f"--output {args.output}: {len(engine.outputs)} outputs are saved as {suffix}")
     labels = None if args.labels is None else _read_labels(args.labels)
     files = _images.find_inputs(args.inputs)
     names: list[str] = []
@@ -459,13 +412,8 @@ def _run(args: argparse.Namespace) -> int:
             f"output '{first}' has shape {scores.shape}, not a score a class; save it with --output"
         )
     if labels is not None and len(labels) != scores.shape[1]:
-        raise InvalidInputError(
-            f"{args.labels}: {len(labels)} labels for {scores.shape[1]} classes"
-        )
-    ranked = [
-        {"input": name, "top": _top(row, args.top, labels)}
-        for name, row in zip(names, scores, strict=True)
-    ]
+        raise InvalidInputError(f"{args.labels}: {len(labels)} labels for {scores.shape[1]} classes")
+    ranked = [{"input": name, "top": _top(row, args.top, labels)} for name, row in zip(names, scores, strict=True)]
     if args.json:
         print(json.dumps(ranked, indent=2))
         return 0
@@ -484,9 +432,7 @@ def _profile(args: argparse.Namespace) -> int:
     else:
         random = np.random.default_rng(0)
         x = {
-            spec.name: random.standard_normal(
-                (args.batch, *(d or 1 for d in spec.shape[1:])), np.float32
-            )
+            spec.name: random.standard_normal((args.batch, *(d or 1 for d in spec.shape[1:])), np.float32)
             for spec in engine.inputs
         }
     _print_result(engine.profile(x, runs=args.runs), args.json)
@@ -499,13 +445,7 @@ def _backends(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
         return 0
     for name in found["compiled"]:
-        state = (
-            "active"
-            if name == found["active"]
-            else "runnable"
-            if name in found["runnable"]
-            else "not on this CPU"
-        )
+        state = "active" if name == found["active"] else "runnable" if name in found["runnable"] else "not on this CPU"
         print(f"{name:8} {state}")
     return 0
 
@@ -523,6 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return 130
-    except (TacError, OSError) as error:
+    except (TacError, ImportError, OSError) as error:
+        # ImportError: an extra is missing, and the message names it.
         print(f"tac-engine: error: {error}", file=sys.stderr)
         return EXIT_ERROR

@@ -50,14 +50,10 @@ def backends() -> Backends:
         InvalidInputError: the environment variable TAC_BACKEND names one that cannot run here.
     """
     found = _core.backends()
-    return Backends(
-        compiled=found["compiled"], runnable=found["runnable"], active=found["active"]
-    )
+    return Backends(compiled=found["compiled"], runnable=found["runnable"], active=found["active"])
 
 
-def load(
-    path: str | os.PathLike[str], threads: int = 1, backend: str | None = None
-) -> Engine:
+def load(path: str | os.PathLike[str], threads: int = 1, backend: str | None = None) -> Engine:
     """Load a ``.tacbin`` file.
 
     Args:
@@ -80,9 +76,7 @@ class Engine:
     Any number of Python threads may use one Engine at once. The GIL is released while it runs.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], threads: int = 1, backend: str | None = None
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1, backend: str | None = None) -> None:
         self._path = os.fspath(path)
         if backend == "":
             raise InvalidInputError("backend is '', expected a name or None")
@@ -184,15 +178,12 @@ class Engine:
             raise InvalidInputError(f"runs is {n_runs}, expected at least 1")
         arrays, n_samples = self._input_arrays(x)
         rows = self._core.profile(arrays, n_samples, n_runs)
-        return Profile.from_rows(
-            rows, backend=self.backend, threads=self.threads, batch=n_samples, runs=n_runs
-        )
+        return Profile.from_rows(rows, backend=self.backend, threads=self.threads, batch=n_samples, runs=n_runs)
 
     def __repr__(self) -> str:
         def text(specs: tuple[TensorSpec, ...]) -> str:
             return ", ".join(
-                f"{spec.name}: {spec.dtype}[{', '.join(['N', *map(str, spec.shape[1:])])}]"
-                for spec in specs
+                f"{spec.name}: {spec.dtype}[{', '.join(['N', *map(str, spec.shape[1:])])}]" for spec in specs
             )
 
         return (
@@ -200,9 +191,7 @@ class Engine:
             f"({text(self._outputs)}), backend {self.backend}, threads {self.threads}>"
         )
 
-    def _input_arrays(
-        self, x: NDArray[Any] | Mapping[str, NDArray[Any]]
-    ) -> tuple[list[NDArray[Any]], int]:
+    def _input_arrays(self, x: NDArray[Any] | Mapping[str, NDArray[Any]]) -> tuple[list[NDArray[Any]], int]:
         given = _by_name(x, self._inputs, "input")
         arrays = []
         n_samples = None
@@ -222,37 +211,28 @@ class Engine:
                 n_samples = len(array)
             elif n_samples != len(array):
                 raise InvalidInputError(
-                    f"{where}: expected a batch of {n_samples} like input "
-                    f"'{self._inputs[0].name}', found {len(array)}"
+                    f"{where}: expected a batch of {n_samples} like input '{self._inputs[0].name}', found {len(array)}"
                 )
             arrays.append(array)
         assert n_samples is not None  # a model has at least one input
         return arrays, n_samples
 
-    def _output_arrays(
-        self, out: NDArray[Any] | Mapping[str, NDArray[Any]], n_samples: int
-    ) -> list[NDArray[Any]]:
+    def _output_arrays(self, out: NDArray[Any] | Mapping[str, NDArray[Any]], n_samples: int) -> list[NDArray[Any]]:
         arrays = _by_name(out, self._outputs, "output")
         for spec, array in zip(self._outputs, arrays, strict=True):
             where = f"output '{spec.name}'"
             _check_is_array(array, where)
             if array.dtype != spec.dtype:
-                raise InvalidInputError(
-                    f"{where}: expected dtype {spec.dtype}, found {array.dtype}"
-                )
+                raise InvalidInputError(f"{where}: expected dtype {spec.dtype}, found {array.dtype}")
             _check_shape(array, (n_samples, *spec.shape[1:]), where)
             if not array.flags.writeable:
                 raise InvalidInputError(f"{where}: expected a writable array, found a read-only one")
             if not (array.flags.c_contiguous and array.flags.aligned):
-                raise InvalidInputError(
-                    f"{where}: expected a C-contiguous array, found strides {array.strides}"
-                )
+                raise InvalidInputError(f"{where}: expected a C-contiguous array, found strides {array.strides}")
         return arrays
 
 
-def _spec(
-    name: str, dtype: str, dims: tuple[int, ...], image: tuple[int, int, int] | None
-) -> TensorSpec:
+def _spec(name: str, dtype: str, dims: tuple[int, ...], image: tuple[int, int, int] | None) -> TensorSpec:
     return TensorSpec(name, dtype, (None, *dims), image)
 
 
@@ -265,8 +245,7 @@ def _by_name(
     if not isinstance(given, Mapping):
         if len(specs) != 1:
             raise InvalidInputError(
-                f"the model has {len(specs)} {kind}s: expected a dict with {listed}, "
-                f"found {type(given).__name__}"
+                f"the model has {len(specs)} {kind}s: expected a dict with {listed}, found {type(given).__name__}"
             )
         return [given]
     unknown = [name for name in given if name not in names]
@@ -280,9 +259,7 @@ def _by_name(
 
 def _check_is_array(array: object, where: str) -> None:
     if not isinstance(array, np.ndarray):
-        raise InvalidInputError(
-            f"{where}: expected a numpy array, found {type(array).__name__}"
-        )
+        raise InvalidInputError(f"{where}: expected a numpy array, found {type(array).__name__}")
 
 
 def _dtype_message(where: str, array: NDArray[Any], spec: TensorSpec) -> str:
