@@ -1,9 +1,22 @@
-// The kernels that the avx512 backend has.
+// The kernels that the avx512 backend has; a slot that is left out is served by the next backend down.
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx512 {
 
 constinit const KernelTable table = {
+    .bconv_b1_i32 = bconv_b1_i32,
+    .quantize_i32_bits = quantize_i32_bits,
+    .quantize_f32_bits = quantize_f32_bits,
+    .dequantize_bits_f32 = dequantize_bits_f32,
+    .scale_i32_f32 = scale_i32_f32,
+    .codebook_linear_f32 = codebook_linear_f32,
+    .linear_f32 = linear_f32,
+    .conv_f32 = conv_f32,
+    .pool_f32 = pool_f32,
+    .affine_f32 = affine_f32,
+    .unary_f32 = unary_f32,
+    .binary_f32 = binary_f32,
+    .softmax_f32 = softmax_f32,
 };
 
 }  // namespace tac::kernels::avx512

@@ -4,6 +4,20 @@
 namespace tac::kernels::scalar {
 
 constinit const KernelTable table = {
+    .bconv_b1_i32 = bconv_b1_i32,
+    .quantize_i32_bits = quantize_i32_bits,
+    .quantize_f32_bits = quantize_f32_bits,
+    .dequantize_bits_f32 = dequantize_bits_f32,
+    .scale_i32_f32 = scale_i32_f32,
+    .bit_pool_bits = bit_pool_bits,
+    .codebook_linear_f32 = codebook_linear_f32,
+    .linear_f32 = linear_f32,
+    .conv_f32 = conv_f32,
+    .pool_f32 = pool_f32,
+    .affine_f32 = affine_f32,
+    .unary_f32 = unary_f32,
+    .binary_f32 = binary_f32,
+    .softmax_f32 = softmax_f32,
 };
 
 }  // namespace tac::kernels::scalar
