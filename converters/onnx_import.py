@@ -13,8 +13,10 @@ Conv                        x, w, b|""                     kernel_shape, strides
                                                            group; auto_pad is resolved into pads
 MaxPool                     x                              kernel_shape, strides, pads, dilations, ceil_mode
 AveragePool                 x                              as MaxPool, and count_include_pad
-ReduceMean/Sum/Max/Min/     x                              axes (sorted list), keepdims. GlobalAveragePool and
-Prod/L1/L2/SumSquare                                       GlobalMaxPool become ReduceMean and ReduceMax
+GlobalAveragePool,          x
+GlobalMaxPool
+ReduceMean/Sum/Max/Min/     x                              axes (sorted list), keepdims
+Prod/L1/L2/SumSquare
 MatMul                      a, b
 Gemm                        a, b, c|""                     alpha, beta, transA, transB
 BatchNormalization          x, scale, bias, mean, var      epsilon
@@ -58,3 +60,132 @@ control flow never occur. A node with constant inputs only never occurs. A const
 along every axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An Identity between
 a graph input and a graph output is a Reshape to the same shape.
 """
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+
+from ..errors import InvalidInputError, UnsupportedModelError
+from .graph import Batch, Dim, Graph, GraphInput
+from .onnx_file import RawGraph, RawInput, load_model, read_graph
+from .passes.base import PassContext, Problems
+from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes
+from .passes.pipeline import run_passes
+
+InputShapes = Mapping[str, Sequence[int | None]]
+
+__all__ = ["NORMAL_OPSET", "import_model"]
+
+
+def import_model(
+    path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: InputShapes | None = None
+) -> Graph:
+    """Reads an ONNX file into the form described above.
+
+    ``input_shapes`` fixes dynamic axes: ``{"input": (None, 3, 32, 32)}``; axis 0 is the batch axis and stays free.
+
+    Raises:
+        FormatError: the file cannot be read, or is not an ONNX model.
+        UnsupportedModelError: with every problem found, each naming its node, input or initializer.
+        InvalidInputError: ``input_shapes`` does not fit the model.
+    """
+    model, base_dir, source = load_model(path)
+    raw = read_graph(model, base_dir, source)
+    problems = Problems()
+    inputs, literal_batch = _graph_inputs(raw, dict(input_shapes or {}), problems)
+    constants = dict(raw.constants)
+    used = {name for node in raw.nodes for name in (*node.inputs, *node.outputs)} | set(constants)
+    used.update(item.name for item in raw.inputs)
+    nodes = normalise_nodes(raw.nodes, constants, raw.opset, problems, used)
+    graph = Graph(nodes, constants, inputs, list(raw.outputs), {}, {}, NORMAL_OPSET, source)
+    run_passes(graph, PassContext(problems, literal_batch))
+    for name in graph.outputs:
+        if name in graph.constants:
+            problems.add(f"output '{name}' does not depend on any input")
+    if problems:
+        raise UnsupportedModelError(problems.describe(source))
+    live = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
+    live.update(item.name for item in graph.inputs)
+    graph.shapes = {name: shape for name, shape in graph.shapes.items() if name in live}
+    graph.dtypes = {name: dtype for name, dtype in graph.dtypes.items() if name in live}
+    return graph
+
+
+def _graph_inputs(
+    raw: RawGraph, input_shapes: dict[str, Sequence[int | None]], problems: Problems
+) -> tuple[list[GraphInput], int | None]:
+    """The inputs with N in axis 0, and the batch size that the file fixes. A faulty input is left out."""
+    unknown = sorted(set(input_shapes) - {item.name for item in raw.inputs})
+    if unknown:
+        known = ", ".join(f"'{item.name}'" for item in raw.inputs)
+        raise InvalidInputError(f"input_shapes names '{unknown[0]}', but the model's inputs are {known}")
+    inputs: list[GraphInput] = []
+    fixed: dict[int, str] = {}
+    for item in raw.inputs:
+        dims = _merged_shape(item, input_shapes.get(item.name))
+        if item.dtype != np.float32:
+            problems.add(
+                f"input '{item.name}': element type float32 is expected, found {item.dtype}; export the model in float32"
+            )
+            continue
+        if dims is None:
+            problems.add(
+                f"input '{item.name}' has no shape; give input_shapes={{'{item.name}': (None, ...)}} with every axis "
+                "but the batch axis fixed"
+            )
+            continue
+        if len(dims) < 2:
+            what = "a scalar" if not dims else f"shape [{dims[0] or '?'}]"
+            problems.add(f"input '{item.name}': a batch axis and at least one more are expected, found {what}")
+            continue
+        shape = _with_batch(item.name, dims, problems)
+        if shape is None:
+            continue
+        if isinstance(dims[0], int):
+            fixed.setdefault(dims[0], item.name)
+        inputs.append(GraphInput(item.name, item.dtype, shape))
+    if len(fixed) > 1:
+        sizes = ", ".join(f"{size} ('{name}')" for size, name in sorted(fixed.items()))
+        problems.add(f"the inputs have different batch sizes: {sizes}")
+    return inputs, next(iter(fixed), None)
+
+
+def _merged_shape(item: RawInput, given: Sequence[int | None] | None) -> list[int | str | None] | None:
+    """The file's shape with ``given`` filled in."""
+    if given is None:
+        return item.shape
+    for dim in given:
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or dim < 1):
+            raise InvalidInputError(f"input_shapes['{item.name}']: {dim!r} is neither None nor a positive integer")
+    if item.shape is None:
+        return list(given)
+    fits = len(given) == len(item.shape) and all(
+        new is None or not isinstance(old, int) or old == new for old, new in zip(item.shape, given, strict=True)
+    )
+    if not fits:
+        raise InvalidInputError(
+            f"input_shapes['{item.name}'] is {list(given)}, but the model's input has shape {_dims_text(item.shape)}"
+        )
+    return [old if new is None else new for old, new in zip(item.shape, given, strict=True)]
+
+
+def _with_batch(name: str, dims: list[int | str | None], problems: Problems) -> tuple[Dim, ...] | None:
+    dynamic = [axis for axis, dim in enumerate(dims) if axis > 0 and not isinstance(dim, int)]
+    if dynamic:
+        example = ", ".join(["None", *("..." if axis in dynamic else str(dims[axis]) for axis in range(1, len(dims)))])
+        axes = " and ".join(str(axis) for axis in dynamic)
+        problems.add(
+            f"input '{name}' of shape {_dims_text(dims)}: {'axes' if len(dynamic) > 1 else 'axis'} {axes} "
+            f"{'are' if len(dynamic) > 1 else 'is'} dynamic, only the batch axis may be; export with fixed sizes, or pass "
+            f"input_shapes={{'{name}': ({example})}}"
+        )
+        return None
+    return (Batch(), *(dim for dim in dims[1:] if isinstance(dim, int)))
+
+
+def _dims_text(dims: Sequence[int | str | None]) -> str:
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"

@@ -1,0 +1,327 @@
+"""Reading an .onnx file safely: every size, name and path is checked before it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from ..errors import FormatError, UnsupportedModelError
+from .graph import Array, Node
+from .passes.base import Problems
+
+# protobuf's own limit; larger models keep their weights in external files.
+MAX_PROTO_BYTES = 2**31 - 1
+MAX_TENSOR_BYTES = 2**31 - 1
+
+# Older names of one and the same domain, see qonnx.custom_op.registry.
+QONNX_DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "finn", "qonnx")
+MIN_OPSET = 7
+MAX_OPSET = onnx.defs.onnx_opset_version()
+
+
+@dataclass
+class RawInput:
+    name: str
+    dtype: np.dtype[Any]
+    shape: list[int | str | None] | None  # None: the file does not say
+
+
+@dataclass
+class RawGraph:
+    """The file's nodes in topological order, as they are written, with weights read and domains normalised."""
+
+    nodes: list[Node]
+    constants: dict[str, Array]
+    inputs: list[RawInput]
+    outputs: list[str]
+    opset: int
+    source: str
+
+
+def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
+    """The parsed model, the folder of its external data (None without a file) and the name to use in messages."""
+    if isinstance(source, onnx.ModelProto):
+        return source, None, source.graph.name or "model"
+    path = Path(source)
+    if path.is_dir():
+        raise FormatError(f"cannot read {path}: it is a directory, an .onnx file is expected")
+    try:
+        size = path.stat().st_size
+        if size > MAX_PROTO_BYTES:
+            raise FormatError(f"cannot read {path}: {size} bytes, at most {MAX_PROTO_BYTES} are possible")
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError as error:
+        raise FormatError(f"{path} is not an ONNX model, or it is truncated: {error}") from error
+    if not model.graph.node and not model.graph.output:
+        raise FormatError(f"{path} is not an ONNX model: it holds no graph ({size} bytes)")
+    return model, path.parent, str(path)
+
+
+def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> RawGraph:
+    """Decodes ``model``. Raises UnsupportedModelError with everything that is wrong with it."""
+    problems = Problems()
+    opset = _opset(model, problems)
+    if model.functions:
+        model = _inline_functions(model, source)
+    graph = model.graph
+    for sparse in graph.sparse_initializer:
+        problems.add(f"initializer '{sparse.values.name}': sparse initializers are not supported")
+    constants: dict[str, Array] = {}
+    for tensor in graph.initializer:
+        if tensor.name in constants:
+            problems.add(f"initializer '{tensor.name}' occurs more than once")
+            continue
+        array = _read_tensor(tensor, f"initializer '{tensor.name}'", base_dir, problems)
+        if array is not None:
+            constants[tensor.name] = array
+    initializer_names = {tensor.name for tensor in graph.initializer}
+    inputs = [
+        decoded
+        for value in graph.input
+        if value.name not in initializer_names
+        for decoded in _read_input(value, problems)
+    ]
+    names: set[str] = set()
+    nodes = [_read_node(proto, names, base_dir, problems) for proto in graph.node]
+    outputs = [value.name for value in graph.output]
+    if not inputs:
+        problems.add("the model has no input")
+    if not outputs:
+        problems.add("the model has no output")
+    for kind, listed in (("input", [value.name for value in inputs]), ("output", outputs)):
+        for name in sorted({name for name in listed if listed.count(name) > 1}):
+            problems.add(f"{kind} '{name}' is listed more than once")
+    known = {value.name for value in inputs} | initializer_names
+    nodes = _sorted_nodes(nodes, known, problems)
+    for node in nodes:
+        known.update(node.outputs)
+    for name in outputs:
+        if name not in known:
+            problems.add(f"output '{name}' is not written by any node")
+    if problems:
+        raise UnsupportedModelError(problems.describe(source))
+    return RawGraph(nodes, constants, inputs, outputs, opset, source)
+
+
+def _opset(model: onnx.ModelProto, problems: Problems) -> int:
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        problems.add("the model does not say its ONNX opset (opset_import lacks the default domain)")
+        return MAX_OPSET
+    version = max(versions)
+    if not MIN_OPSET <= version <= MAX_OPSET:
+        problems.add(
+            f"ONNX opset {version}: opsets {MIN_OPSET} to {MAX_OPSET} are supported; export the model again, or "
+            "convert it with onnx.version_converter"
+        )
+    return int(version)
+
+
+def _inline_functions(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # the binding raises RuntimeError, ValueError and its own types
+        raise UnsupportedModelError(f"cannot convert {source}: its functions cannot be inlined: {error}") from error
+
+
+def _read_input(value: onnx.ValueInfoProto, problems: Problems) -> Iterator[RawInput]:
+    if value.type.WhichOneof("value") != "tensor_type":
+        kind = value.type.WhichOneof("value") or "nothing"
+        problems.add(f"input '{value.name}': a tensor is expected, its type is {kind}")
+        return
+    tensor = value.type.tensor_type
+    dtype = _numpy_dtype(tensor.elem_type)
+    if dtype is None:
+        problems.add(f"input '{value.name}': unknown element type {tensor.elem_type}")
+        return
+    shape: list[int | str | None] | None = None
+    if tensor.HasField("shape"):
+        shape = []
+        for dim in tensor.shape.dim:
+            if dim.HasField("dim_value"):
+                # Zero and negative values are how some exporters write "unknown".
+                shape.append(int(dim.dim_value) if dim.dim_value > 0 else None)
+            else:
+                shape.append(dim.dim_param or None)
+    yield RawInput(value.name, dtype, shape)
+
+
+def _read_node(proto: onnx.NodeProto, names: set[str], base_dir: Path | None, problems: Problems) -> Node:
+    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    if domain in QONNX_DOMAINS or domain.startswith("qonnx."):
+        domain = "qonnx"
+    wanted = proto.name or f"{proto.op_type}_{next((name for name in proto.output if name), len(names))}"
+    name, count = wanted, 1
+    while name in names:
+        count += 1
+        name = f"{wanted}_{count}"
+    names.add(name)
+    node = Node(proto.op_type, name, list(proto.input), list(proto.output), {}, domain)
+    for attribute in proto.attribute:
+        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            problems.add_node(node, "control flow and subgraphs are not supported")
+        elif attribute.ref_attr_name:
+            problems.add_node(node, f"attribute '{attribute.name}' refers to a function's attribute outside a function")
+        else:
+            value = _read_attribute(attribute, node, base_dir, problems)
+            if value is not None:
+                node.attrs[attribute.name] = value
+    if domain == "" and proto.op_type == "Constant":
+        _check_constant(node, problems)
+    return node
+
+
+def _read_attribute(attribute: onnx.AttributeProto, node: Node, base_dir: Path | None, problems: Problems) -> Any:
+    kind = onnx.AttributeProto
+    if attribute.type == kind.TENSOR:
+        return _read_tensor(attribute.t, f"node '{node.name}' ({node.op}), {attribute.name}", base_dir, problems)
+    if attribute.type not in (kind.FLOAT, kind.INT, kind.STRING, kind.FLOATS, kind.INTS, kind.STRINGS):
+        type_name = kind.AttributeType.Name(attribute.type)
+        problems.add_node(node, f"attribute '{attribute.name}' has type {type_name}, which is not supported")
+        return None
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if attribute.type == kind.STRINGS:
+        return [text.decode("utf-8", "replace") for text in value]
+    return list(value) if attribute.type in (kind.FLOATS, kind.INTS) else value
+
+
+def _check_constant(node: Node, problems: Problems) -> None:
+    if "sparse_value" in node.attrs or "value_string" in node.attrs or "value_strings" in node.attrs:
+        problems.add_node(node, "sparse and string constants are not supported")
+
+
+def _numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_tensor(tensor: onnx.TensorProto, what: str, base_dir: Path | None, problems: Problems) -> Array | None:
+    dtype = _numpy_dtype(tensor.data_type)
+    if dtype is None or tensor.data_type == onnx.TensorProto.STRING:
+        problems.add(f"{what}: element type {tensor.data_type} is not supported")
+        return None
+    shape = tuple(tensor.dims)
+    if any(dim < 0 for dim in shape):
+        problems.add(f"{what}: impossible shape {list(shape)}")
+        return None
+    elements = 1
+    for dim in shape:
+        elements *= dim
+    if elements * dtype.itemsize > MAX_TENSOR_BYTES:
+        problems.add(f"{what}: shape {list(shape)} of {dtype} is larger than {MAX_TENSOR_BYTES} bytes")
+        return None
+    try:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor = _with_external_data(tensor, base_dir)
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        problems.add(f"{what}: {error}")
+        return None
+    if np.issubdtype(array.dtype, np.floating):
+        count = int(np.isnan(array).sum())
+        if count:
+            problems.add(f"{what}: {count} of {array.size} values are NaN")
+            return None
+    return array
+
+
+def _with_external_data(tensor: onnx.TensorProto, base_dir: Path | None) -> onnx.TensorProto:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if base_dir is None:
+        raise ValueError(f"its data lies in the file '{location}', but the model was not given as a file")
+    path = _external_path(location, base_dir)
+    size = path.stat().st_size
+    offset = _byte_count(entries, "offset", 0)
+    length = _byte_count(entries, "length", size - offset)
+    if offset > size or length > size - offset:
+        raise ValueError(f"bytes {offset} to {offset + length} of '{location}' are needed, the file has {size} bytes")
+    if length > MAX_TENSOR_BYTES:
+        raise ValueError(f"{length} bytes of '{location}' are more than {MAX_TENSOR_BYTES}")
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    result = onnx.TensorProto()
+    result.data_type = tensor.data_type
+    result.dims.extend(tensor.dims)
+    result.raw_data = data
+    return result
+
+
+def _external_path(location: str, base_dir: Path) -> Path:
+    """The file meant by ``location``, which must lie in or below the model's folder, links followed."""
+    parts = PurePosixPath(location)
+    if not location or "\0" in location:
+        raise ValueError(f"external data without a usable location ({location!r})")
+    if parts.is_absolute() or Path(location).is_absolute() or ":" in location or "\\" in location:
+        raise ValueError(f"external data '{location}': a path relative to the model's folder is expected")
+    if ".." in parts.parts:
+        raise ValueError(f"external data '{location}': '..' is not allowed")
+    path = base_dir / parts
+    real_base, real_path = base_dir.resolve(), path.resolve()
+    if not real_path.is_relative_to(real_base):
+        raise ValueError(f"external data '{location}' leads outside the model's folder through a symbolic link")
+    if not real_path.is_file():
+        raise ValueError(f"external data file '{location}' is missing (expected at {path})")
+    return real_path
+
+
+def _byte_count(entries: dict[str, str], key: str, default: int) -> int:
+    text = entries.get(key)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise ValueError(f"external data {key} '{text}': a non-negative integer is expected")
+    return int(text)
+
+
+def _sorted_nodes(nodes: list[Node], known: set[str], problems: Problems) -> list[Node]:
+    """Nodes in topological order; names written twice, missing tensors and cycles are reported."""
+    writer: dict[str, Node] = {}
+    for node in nodes:
+        for name in node.outputs:
+            if not name:
+                continue
+            if name in writer or name in known:
+                other = f"node '{writer[name].name}'" if name in writer else "an input or initializer"
+                problems.add_node(node, f"writes tensor '{name}', which {other} already defines")
+            writer.setdefault(name, node)
+    for node in nodes:
+        for name in node.inputs:
+            if name and name not in known and name not in writer:
+                problems.add_node(node, f"input '{name}' is not written by any node, input or initializer")
+    ready = set(known) | {""}
+    ready |= {name for node in nodes for name in node.inputs if name not in writer}
+    ordered: list[Node] = []
+    waiting = list(nodes)
+    while waiting:
+        blocked: list[Node] = []
+        for node in waiting:
+            if ready.issuperset(node.inputs):
+                ordered.append(node)
+                ready.update(node.outputs)
+            else:
+                blocked.append(node)
+        if len(blocked) == len(waiting):
+            problems.add("the graph has a cycle through " + ", ".join(f"node '{node.name}'" for node in blocked[:8]))
+            return ordered
+        waiting = blocked
+    return ordered

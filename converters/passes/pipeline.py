@@ -1,0 +1,27 @@
+"""The order of the passes."""
+
+from __future__ import annotations
+
+from ..graph import Graph
+from .base import Pass, PassContext
+from .collapse_broadcasts import CollapseBroadcasts
+from .fold_constants import FoldConstants
+from .infer_shapes import InferShapes
+from .remove_dead_nodes import RemoveDeadNodes
+from .remove_identities import RemoveIdentities
+
+PASSES: tuple[Pass, ...] = (FoldConstants(), InferShapes(), RemoveIdentities(), CollapseBroadcasts(), RemoveDeadNodes())
+
+# Each round resolves one more level of "a shape that follows from a constant that follows from a shape".
+MAX_ROUNDS = 32
+
+
+def run_passes(graph: Graph, context: PassContext) -> None:
+    """Repeats all passes until none changes anything. With a problem found, one round lists the others."""
+    for _ in range(MAX_ROUNDS):
+        modified = False
+        for each in PASSES:
+            modified |= each.run(graph, context).modified
+        if context.problems or not modified:
+            return
+    raise RuntimeError(f"the passes did not settle after {MAX_ROUNDS} rounds on {graph.source}")
