@@ -13,7 +13,7 @@ namespace tac::kernels {
 //   table: 16 floats, 64-byte aligned. Positions past K hold code `zero` positions whose x is read as 0, whatever the table.
 // A 17th value (16 non-zero values and zero) does not fit; `mask` is then [rows][k_padded / 32] words, bit k % 32 of word
 // k / 32 clear where the weight is zero; nullptr otherwise.
-// The sum runs in float32 in an order of the backend's own; |error| <= K * 2^-23 * sum |w x|.
+// The sum runs in float32 in an order of the backend's own; |error| <= K * 2^-23 * (|bias| + sum |w x|).
 struct CodebookLinearParams {
   std::size_t in_features, k_padded;
   const std::uint8_t* codes;

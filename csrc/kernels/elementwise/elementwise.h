@@ -18,7 +18,9 @@ using unary_f32_fn = void (*)(UnaryKind kind, float alpha, float beta, const flo
 using binary_f32_fn = void (*)(BinaryKind kind, const float* a, std::size_t a_step, const float* b, std::size_t b_step,
                                std::size_t n, float* y);
 
-// For each row of n contiguous values: softmax, or its logarithm.
+// For each row of n contiguous values: softmax, or its logarithm. A row with a NaN or +inf in it, or of -inf alone, has
+// NaNs as NumPy would give. With m the row's largest value,
+//   |error| <= (n + 16 + m - x) * 2^-23 * y + 2^-126,   of the logarithm (n + 16) * 2^-23 * (1 + |y|).
 using softmax_f32_fn = void (*)(bool log, const float* x, std::size_t n_rows, std::size_t n, float* y);
 
 }  // namespace tac::kernels

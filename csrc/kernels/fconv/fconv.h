@@ -11,7 +11,8 @@ inline constexpr std::size_t kConvBlock = 16;
 //   out[ox * out_stride + oc] = bias[oc] + sum over taps inside the map and channels of w * x
 // for output row oy and the channels of blocks [block_begin, block_end), never past out_channels.
 // input [in_h][in_w][pixel_stride], this group's in_channels start at `input`; `out` starts at the group's channel 0.
-// The sum runs in float32 in an order of the backend's own; |error| <= K * 2^-23 * sum |w x|.
+// The sum runs in float32 in an order of the backend's own; with K = kernel_h * kernel_w * in_channels,
+// |error| <= K * 2^-23 * (|bias| + sum |w x|).
 struct ConvParams {
   std::size_t in_h, in_w, out_w;
   std::size_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;

@@ -10,7 +10,7 @@ inline constexpr std::size_t kLinearBlock = 16;
 
 // y[n * y_stride + o] = bias[o] + sum over k of w[o][k] * x[n * x_stride + k], for the outputs of blocks
 // [block_begin, block_end), never past out_features. bias has out_features rounded up to 16 values.
-// The sum runs in float32 in an order of the backend's own; |error| <= K * 2^-23 * sum |w x|.
+// The sum runs in float32 in an order of the backend's own; |error| <= K * 2^-23 * (|bias| + sum |w x|).
 struct LinearParams {
   std::size_t in_features, out_features;
   const float* weights;
