@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The backends that Linux says this CPU runs, for TAC_EXPECT_BACKENDS: a second opinion on csrc/base/cpu_features.cc.
+set -euo pipefail
+flags=" $(sed -n 's/^flags[^:]*://p;/^flags/q' /proc/cpuinfo 2>/dev/null) "
+has() { for flag; do [[ $flags == *" $flag "* ]] || return 1; done; }
+if has avx2 fma popcnt avx512f avx512bw avx512dq avx512vl avx512_vpopcntdq; then printf 'avx512,'; fi
+if has avx2 fma popcnt; then printf 'avx2,'; fi
+echo scalar
