@@ -20,7 +20,7 @@ enum class ErrorCode : std::uint8_t {
   kBadTensor,       // a tensor table entry is impossible
   kBadOp,           // unknown op code, or a field that does not decode
   kBadBlob,         // a blob outside the file, misaligned, overlapping or of the wrong size
-  // The model, found by validate. Python: FormatError when loading, UnsupportedModelError when writing.
+  // The model, found by validate when it is written or loaded. Python: FormatError.
   kInvalidModel,    // an op's fields, shapes and dtypes do not fit together
   // The caller. Python: InvalidInputError.
   kInvalidInput,    // wrong input or output array: name, dtype, shape, layout, NaN

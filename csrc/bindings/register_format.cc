@@ -32,15 +32,25 @@ const char* dtype_text(DType dtype) {
 }
 
 Encoding encoding_from(const py::dict& spec) {
-  Encoding e;
-  const auto kind = spec["kind"].cast<std::string>();
+  const auto get = [&]<class T>(const char* name, T) {
+    if (!spec.contains(name)) throw py::type_error("encoding: '" + std::string(name) + "' is missing");
+    try {
+      return spec[name].cast<T>();
+    } catch (const py::cast_error&) {
+      throw py::type_error("encoding: '" + std::string(name) + "' cannot be " + std::string(py::repr(spec[name])));
+    }
+  };
+  const auto kind = get("kind", std::string());
+  if (kind != "linear" && kind != "sign_zero") {
+    throw py::value_error("encoding: kind '" + kind + "', expected 'linear' or 'sign_zero'");
+  }
+  const std::size_t n_keys = kind == "linear" ? 4 : 1;
+  if (spec.size() > n_keys) {
+    throw py::type_error("encoding: a " + kind + " encoding has " + std::to_string(n_keys) + " keys, found " +
+                         std::string(py::repr(spec)));
+  }
   if (kind == "sign_zero") return {Encoding::Kind::kSignZero, -1, 1, 3};
-  if (kind != "linear") throw py::value_error("encoding kind '" + kind + "', expected 'linear' or 'sign_zero'");
-  e.kind = Encoding::Kind::kLinear;
-  e.lo = spec["lo"].cast<std::int32_t>();
-  e.step = spec["step"].cast<std::int32_t>();
-  e.n_levels = spec["n_levels"].cast<std::uint32_t>();
-  return e;
+  return {Encoding::Kind::kLinear, get("lo", std::int32_t{}), get("step", std::int32_t{}), get("n_levels", std::uint32_t{})};
 }
 
 py::object encoding_dict(const Encoding& e) {
@@ -210,7 +220,8 @@ py::dict inspect(const std::filesystem::path& path) {
 
 // [rows, n] of 0 and 1 -> uint32 [rows, ceil(n / 32)], bit n % 32 of word n / 32.
 py::array_t<std::uint32_t> pack_bits(const py::array& bits) {
-  const auto values = exact_array<std::uint8_t>(bits, "pack_bits");
+  const bool is_bool = bits.dtype().kind() == 'b';
+  const auto values = exact_array<std::uint8_t>(is_bool ? py::object(bits.attr("view")("uint8")) : py::object(bits), "pack_bits");
   if (values.ndim() != 2) throw py::type_error("pack_bits: expected rank 2, found " + std::to_string(values.ndim()));
   const py::ssize_t rows = values.shape(0), n = values.shape(1), words = (n + 31) / 32;
   py::array_t<std::uint32_t> packed({rows, words});
@@ -282,7 +293,13 @@ void register_format(py::module_& m) {
             ModelInput input;
             input.tensor = tensor;
             input.preprocess.channels_first = channels_first;
-            if (lut) input.preprocess.lut.bytes = writer.own(bytes_of(exact_array<float>(*lut, "lut")));
+            if (lut) {
+              const auto table = exact_array<float>(*lut, "lut");
+              if (table.ndim() != 2 || table.shape(1) != 256) {
+                throw py::type_error("lut: expected shape [C, 256], found " + std::string(py::str(lut->attr("shape"))));
+              }
+              input.preprocess.lut.bytes = writer.own(bytes_of(table));
+            }
             writer.graph.inputs.push_back(input);
           },
           py::arg("tensor"), py::arg("lut") = py::none(), py::arg("channels_first") = true,
@@ -303,7 +320,7 @@ void register_format(py::module_& m) {
           },
           "The bytes that save() would write.");
   m.def("inspect", &inspect, py::arg("path"), "Contents of a .tacbin as plain Python data; arrays by their size.");
-  m.def("pack_bits", &pack_bits, py::arg("bits"), "Packs uint8 [rows, n] of 0 and 1 into uint32 [rows, ceil(n / 32)].");
+  m.def("pack_bits", &pack_bits, py::arg("bits"), "Packs bool or uint8 [rows, n] of 0 and 1 into uint32 [rows, ceil(n / 32)].");
   m.def("op_specs", [] {
     py::list specs;
     for (const OpSpec& spec : op_specs()) {

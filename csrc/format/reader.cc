@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "format/tacbin.h"
 #include "ir/op_names.h"
+#include "ir/text.h"
 
 namespace tac {
 
@@ -48,12 +49,13 @@ class Decoder {
     }
     return n;
   }
-  std::string text(const char* what, std::size_t limit) {
+  std::string text(const char* what, const TextRule& rule) {
     const std::size_t length = count(what, 1);
-    if (length > limit) fail(std::string(what) + " is " + std::to_string(length) + " bytes long, limit " + std::to_string(limit));
-    std::string value(reinterpret_cast<const char*>(file_.data() + position_), length);
+    const std::string_view value(reinterpret_cast<const char*>(file_.data() + position_), length);
+    const std::string problem = text_problem(value, rule);
+    if (!problem.empty()) fail(std::string(what) + " " + problem);
     position_ += length;
-    return value;
+    return std::string(value);
   }
   Blob blob(const char* what) {
     const auto length = number<std::uint64_t>(what);
@@ -131,7 +133,7 @@ class Decoder {
 Tensor read_tensor(Decoder& d, std::size_t index) {
   Tensor t;
   d.set_context(ErrorCode::kBadTensor, "", "#" + std::to_string(index));
-  t.name = d.text("name", kMaxNameBytes);
+  t.name = d.text("name", kNameRule);
   d.set_context(ErrorCode::kBadTensor, "", t.name);
   const auto dtype = d.number<std::uint8_t>("dtype");
   if (dtype < 1 || dtype > 3) d.fail("dtype is " + std::to_string(dtype) + ", expected 1 (f32), 2 (bits) or 3 (i64)");
@@ -158,9 +160,9 @@ Op read_op(Decoder& d, std::size_t index) {
   if (d.number<std::uint16_t>("reserved") != 0) d.fail("reserved field is not 0");
   const std::size_t length = d.count("record length", 1);
   const std::size_t end = d.position() + length;
-  op.name = d.text("name", kMaxNameBytes);
+  op.name = d.text("name", kNameRule);
   d.set_context(ErrorCode::kBadOp, op.name, "");
-  op.origin = d.text("origin", std::size_t{1} << 20);
+  op.origin = d.text("origin", kOriginRule);
   auto made = make_op(code);
   if (!made) d.fail("unknown op code " + std::to_string(code));
   op.op = std::move(*made);
@@ -254,7 +256,7 @@ Graph parse(std::span<const std::byte> file) {
   }
   const std::size_t n_outputs = d.count("number of outputs", 4);
   for (std::size_t i = 0; i < n_outputs; ++i) graph.outputs.push_back(d.number<TensorId>("output tensor"));
-  graph.metadata = d.text("metadata", std::size_t{1} << 28);
+  graph.metadata = d.text("metadata", kMetadataRule);
   if (d.remaining() != 0) d.fail(std::to_string(d.remaining()) + " bytes follow the structure");
   if (d.blobs_end() != file.size()) {
     throw Error(ErrorCode::kBadBlob, "the blobs end at " + std::to_string(d.blobs_end()) + ", the file at " +
@@ -279,7 +281,8 @@ struct File {
 }  // namespace
 
 LoadedModel load_model(const std::filesystem::path& path) {
-  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  // O_NONBLOCK: a named pipe is refused below instead of waiting for its writer.
+  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.descriptor < 0) throw io_error(path);
   struct stat status {};
   if (::fstat(file.descriptor, &status) != 0) throw io_error(path);

@@ -30,7 +30,6 @@ inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kChecksumOffset = 16;
 inline constexpr std::size_t kChecksummedFrom = 24;
 inline constexpr std::size_t kBlobAlignment = 64;
-inline constexpr std::size_t kMaxNameBytes = 4096;
 inline constexpr std::size_t kMaxRank = 8;
 
 // 64-bit checksum: four lanes of 8-byte words, lane = rotl((lane ^ word) * P, 29), the tail as a zero-filled word, then

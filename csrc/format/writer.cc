@@ -1,11 +1,9 @@
 #include "format/writer.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
@@ -110,8 +108,6 @@ void encode_structure(Encoder& e, const Graph& graph) {
   e.text(graph.metadata);
 }
 
-std::string system_reason() { return std::strerror(errno); }
-
 }  // namespace
 
 std::vector<std::byte> serialize(const Graph& graph) {
@@ -122,6 +118,9 @@ std::vector<std::byte> serialize(const Graph& graph) {
   const std::size_t structure_bytes = encoder.bytes().size() - kHeaderBytes;
   std::vector<std::byte> bytes = std::move(encoder.bytes());
   const std::size_t blob_offset = round_up(bytes.size(), kBlobAlignment);
+  std::size_t file_bytes = blob_offset;
+  for (const Blob blob : encoder.blobs()) file_bytes = round_up(file_bytes, kBlobAlignment) + blob.size();
+  bytes.reserve(file_bytes);
   bytes.resize(blob_offset);
   for (const Blob blob : encoder.blobs()) {
     bytes.resize(round_up(bytes.size(), kBlobAlignment));
@@ -146,22 +145,26 @@ Blob ModelWriter::own(std::span<const std::byte> bytes) {
 
 void ModelWriter::save(const std::filesystem::path& path) const {
   const std::vector<std::byte> bytes = serialize(graph);
-  std::string temporary = path.string() + ".tmp-XXXXXX";
-  const int file = ::mkstemp(temporary.data());
-  if (file < 0) throw Error(ErrorCode::kIo, "cannot write '" + path.string() + "': " + system_reason());
   std::string problem;
   const auto check = [&](bool ok) {
-    if (!ok && problem.empty()) problem = system_reason();
+    if (!ok && problem.empty()) problem = std::strerror(errno);
+    return ok;
   };
-  for (std::size_t done = 0; done < bytes.size() && problem.empty();) {
+  // A name of its own beside `path`, so that the rename stays within one file system.
+  std::string temporary;
+  int file = -1;
+  for (int attempt = 0; file < 0 && attempt < 100; ++attempt) {
+    temporary = path.string() + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
+    file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (file < 0 && errno != EEXIST) break;
+  }
+  if (!check(file >= 0)) throw Error(ErrorCode::kIo, "cannot write '" + path.string() + "': " + problem);
+  for (std::size_t done = 0; done < bytes.size();) {
     const ssize_t n = ::write(file, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR) continue;
-    check(n > 0);
-    if (n > 0) done += static_cast<std::size_t>(n);
+    if (!check(n > 0)) break;
+    done += static_cast<std::size_t>(n);
   }
-  const mode_t mask = ::umask(0);
-  ::umask(mask);
-  if (problem.empty()) check(::fchmod(file, 0666 & ~mask) == 0);  // mkstemp makes private files
   if (problem.empty()) check(::fsync(file) == 0);
   check(::close(file) == 0);
   if (problem.empty()) check(::rename(temporary.c_str(), path.c_str()) == 0);

@@ -1,16 +1,16 @@
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
+#include <functional>
 #include <numeric>
-#include <optional>
+#include <span>
 #include <string>
 #include <unordered_set>
 
 #include "base/error.h"
 #include "ir/graph.h"
 #include "ir/op_names.h"
+#include "ir/text.h"
 
 namespace tac {
 
@@ -19,6 +19,7 @@ namespace {
 using Dims = std::vector<std::int64_t>;
 
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 31;
+constexpr std::int64_t kMaxTensorBytes = std::int64_t{1} << 33;  // per sample
 constexpr std::size_t kMaxRank = 8;
 constexpr std::int64_t kMaxWindow = 1 << 16;
 constexpr std::int64_t kMaxAccumulator = std::int64_t{1} << 30;
@@ -46,8 +47,41 @@ std::int64_t elements(const Dims& dims) {
 // Levels of an encoding in ascending order are lo, lo + |step|, ...; the extremes bound every sum.
 std::pair<std::int64_t, std::int64_t> level_range(const Encoding& e) {
   if (e.kind == Encoding::Kind::kSignZero) return {-1, 1};
-  const std::int64_t last = std::int64_t{e.lo} + std::int64_t{e.step} * (std::int64_t{e.n_levels} - 1);
-  return std::minmax(std::int64_t{e.lo}, last);
+  const std::int64_t first = e.lo;
+  const std::int64_t last = first + std::int64_t{e.step} * (std::int64_t{e.n_levels} - 1);
+  return {std::min(first, last), std::max(first, last)};
+}
+
+// The loops over whole blobs below carry no branch but their own, so that the compiler vectorizes them: a model of tens of
+// megabytes is checked each time it is loaded. Where a fault stands is looked up afterwards.
+
+bool has_nan(std::span<const float> values) {
+  std::uint32_t found = 0;
+  for (const float v : values) found |= static_cast<std::uint32_t>(v != v);
+  return found != 0;
+}
+
+std::int64_t count_bits(std::span<const std::uint32_t> words) {
+  std::uint64_t total = 0;
+  // A popcount in plain arithmetic: the baseline instruction set has no instruction for it.
+  for (std::uint32_t x : words) {
+    x -= x >> 1 & 0x55555555U;
+    x = (x & 0x33333333U) + (x >> 2 & 0x33333333U);
+    x = (x + (x >> 4)) & 0x0F0F0F0FU;
+    x += x >> 8;
+    total += (x + (x >> 16)) & 0x3FU;
+  }
+  return static_cast<std::int64_t>(total);
+}
+
+// Whether every code of `code_bits` in `bytes` is below `limit`.
+bool codes_below(std::span<const std::uint8_t> bytes, unsigned code_bits, unsigned limit) {
+  const auto mask = static_cast<std::uint8_t>((1U << code_bits) - 1), bound = static_cast<std::uint8_t>(limit);
+  std::uint8_t above = 0;
+  for (unsigned shift = 0; shift < 8; shift += code_bits) {
+    for (const std::uint8_t byte : bytes) above |= static_cast<std::uint8_t>((byte >> shift & mask) >= bound);
+  }
+  return above == 0;
 }
 
 class Validator {
@@ -58,7 +92,9 @@ class Validator {
     for (const Tensor& t : graph_.tensors) check_tensor(t);
     check_inputs();
     for (const Op& op : graph_.ops) {
+      check_text(op.name, kNameRule, "the name of op #" + std::to_string(&op - graph_.ops.data()));
       op_ = &op;
+      check_text(op.origin, kOriginRule, "its origin");
       bool known = false;
       OpVariant copy = op.op;
       visit_op(copy, [&](auto& held) {
@@ -68,21 +104,33 @@ class Validator {
       if (!known) fail("it holds no op");
     }
     op_ = nullptr;
+    for (std::size_t id = 0; id < graph_.tensors.size(); ++id) {
+      const Tensor& t = graph_.tensors[id];
+      require(t.is_constant || written_[id], "no op writes it", t.name);
+    }
     check_outputs();
+    check_text(graph_.metadata, kMetadataRule, "the metadata");
   }
 
  private:
   [[noreturn]] void fail(const std::string& detail, const std::string& tensor = {}) const {
-    throw Error(ErrorCode::kInvalidModel, op_ == nullptr ? std::string() : op_->name, tensor, detail);
+    std::string op;
+    if (op_ != nullptr) op = op_->name.empty() ? "#" + std::to_string(op_ - graph_.ops.data()) : op_->name;
+    throw Error(ErrorCode::kInvalidModel, std::move(op), tensor, detail);
   }
   void require(bool ok, const std::string& detail, const std::string& tensor = {}) const {
     if (!ok) fail(detail, tensor);
+  }
+  void check_text(const std::string& value, const TextRule& rule, const std::string& what) const {
+    const std::string problem = text_problem(value, rule);
+    require(problem.empty(), what + " " + problem);
   }
 
   // Tensors -----------------------------------------------------------------------------------------------------------
 
   void check_tensor(const Tensor& t) const {
-    require(!t.name.empty(), "a tensor has no name");
+    check_text(t.name, kNameRule, "the name of tensor #" + std::to_string(&t - graph_.tensors.data()));
+    require(!t.name.empty(), "tensor #" + std::to_string(&t - graph_.tensors.data()) + " has no name");
     require(t.dims.size() <= kMaxRank, "rank " + std::to_string(t.dims.size()) + " exceeds 8", t.name);
     std::int64_t total = 1;
     for (const std::int64_t dim : t.dims) {
@@ -94,24 +142,36 @@ class Validator {
       require(t.dtype == DType::kF32, "a constant must be f32", t.name);
       require(t.data.size() == static_cast<std::size_t>(total) * sizeof(float),
               "data of " + std::to_string(t.data.size()) + " bytes, expected " + std::to_string(total * 4), t.name);
+      check_no_nan({t.data}, "data", t.name);
     } else {
       require(t.data.empty(), "data on a tensor that is no constant", t.name);
     }
     const Encoding& e = t.encoding;
     if (t.dtype != DType::kBits) {
       require(e == Encoding{}, "an encoding on a tensor that is not bits", t.name);
+      require_bytes(t, total * (t.dtype == DType::kI64 ? 8 : 4));
       return;
     }
     require(!t.dims.empty(), "bits need at least a channel axis", t.name);
     if (e.kind == Encoding::Kind::kSignZero) {
       require(e.n_levels == 3 && e.lo == -1 && e.step == 1, "a sign_zero encoding has lo -1, step 1 and 3 levels", t.name);
+      require_bits_bytes(t, total);
       return;
     }
     require(e.kind == Encoding::Kind::kLinear, "bits without an encoding", t.name);
     require(e.n_levels >= 2 && e.n_levels <= 16, std::to_string(e.n_levels) + " levels, expected 2 .. 16", t.name);
     require(e.step != 0, "an encoding with step 0", t.name);
     const auto [low, high] = level_range(e);
-    require(low >= -kMaxLevel && high <= kMaxLevel, "levels beyond +-2^15", t.name);
+    require(low >= -kMaxLevel && high <= kMaxLevel,
+            "levels beyond +-2^15: " + std::to_string(low) + " .. " + std::to_string(high), t.name);
+    require_bits_bytes(t, total);
+  }
+  void require_bytes(const Tensor& t, std::int64_t bytes) const {
+    require(bytes <= kMaxTensorBytes, "dims " + text(t.dims) + " take " + std::to_string(bytes) + " bytes, limit 2^33", t.name);
+  }
+  void require_bits_bytes(const Tensor& t, std::int64_t total) const {
+    const std::int64_t channels = t.dims.back();
+    require_bytes(t, total / channels * ((channels + 31) / 32) * 4 * t.encoding.n_planes());
   }
 
   const Tensor& tensor(TensorId id) const {
@@ -183,10 +243,27 @@ class Validator {
     require(blob.size() == static_cast<std::size_t>(size),
             std::string(what) + " has " + std::to_string(blob.size()) + " values, expected " + std::to_string(size));
   }
-  void check_no_nan(const BlobOf<float>& blob, const char* what) const {
+  void check_no_nan(const BlobOf<float>& blob, const char* what, const std::string& tensor = {}) const {
     const auto values = blob.view();
+    if (!has_nan(values)) return;
     const auto found = std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
-    require(found == values.end(), std::string(what) + " has a NaN at " + std::to_string(found - values.begin()));
+    fail(std::string(what) + " has a NaN at " + std::to_string(found - values.begin()), tensor);
+  }
+  void check_flags(const BlobOf<std::uint8_t>& blob, const char* what) const {
+    for (const std::uint8_t flag : blob.view()) {
+      if (flag > 1) fail(std::string(what) + " holds a value of " + std::to_string(flag) + ", expected 0 or 1");
+    }
+  }
+  // Rows of `row_bits` bits in whole words: what lies behind the bits is 0.
+  void check_row_tails(std::span<const std::uint32_t> words, std::int64_t row_bits, const char* what) const {
+    if (row_bits % 32 == 0) return;
+    const std::size_t row_words = static_cast<std::size_t>(row_bits + 31) / 32;
+    const std::uint32_t tail = ~std::uint32_t{0} << (row_bits % 32);
+    for (std::size_t last = row_words - 1; last < words.size(); last += row_words) {
+      if ((words[last] & tail) != 0) {
+        fail(std::string(what) + " row " + std::to_string(last / row_words) + " has bits behind its end");
+      }
+    }
   }
 
   // Output size of a window, floor mode; each field is bounded first so that nothing overflows.
@@ -223,11 +300,11 @@ class Validator {
     const std::int64_t rows = size / steps;
     require(descending.size() == 0 || descending.size() == static_cast<std::size_t>(rows),
             "descending has " + std::to_string(descending.size()) + " values, expected none or " + std::to_string(rows));
-    for (const std::uint8_t flag : descending.view()) require(flag <= 1, "descending holds a value that is not 0 or 1");
+    check_flags(descending, "descending");
     if constexpr (std::same_as<T, float>) check_no_nan(thresholds, "thresholds");
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto* begin = thresholds.data() + row * steps;
-      require(std::is_sorted(begin, begin + steps), "thresholds of row " + std::to_string(row) + " do not ascend");
+      if (!std::is_sorted(begin, begin + steps)) fail("thresholds of row " + std::to_string(row) + " do not ascend");
     }
   }
 
@@ -257,29 +334,29 @@ class Validator {
     require(n_planes >= 1 && n_planes <= 4, std::to_string(n_planes) + " weight planes, expected 1 .. 4");
     std::int64_t weight_top = 0;
     for (const std::int64_t coef : op.w_coefs) {
-      require(std::abs(coef) <= 64 && coef != 0, "a weight coefficient of " + std::to_string(coef) + ", expected 1 .. 64");
+      require(coef >= -64 && coef <= 64 && coef != 0,
+              "a weight coefficient of " + std::to_string(coef) + ", expected +-1 .. +-64");
       weight_top += std::abs(coef);
     }
     require(op.w_shift >= 0 && op.w_shift <= 4, "w_shift " + std::to_string(op.w_shift) + ", expected 0 .. 4");
-    const std::int64_t row_bits = op.window.kernel[0] * op.window.kernel[1] * (channels / op.groups);
-    require(row_bits <= kMaxElements, "a row of more than 2^31 weights");
+    const std::int64_t taps = op.window.kernel[0] * op.window.kernel[1];
+    require(taps <= kMaxElements / channels, "a row of more than 2^31 weights");
+    const std::int64_t row_bits = taps * (channels / op.groups);
     const std::int64_t row_words = (row_bits + 31) / 32;
     require(row_words <= kMaxElements / out_channels, "more than 2^31 weight words");
     require_size(op.weights, n_planes * out_channels * row_words, "weights");
-    if (row_bits % 32 != 0) {
-      const std::uint32_t tail = ~std::uint32_t{0} << (row_bits % 32);
-      for (std::int64_t row = 0; row < n_planes * out_channels; ++row) {
-        require((op.weights.data()[(row + 1) * row_words - 1] & tail) == 0,
-                "weight row " + std::to_string(row) + " has bits behind its end");
-      }
-    }
-    if (op.w_shift > 0 || weight_top % 2 == 0) check_weight_levels(op, out_channels, row_words, row_bits);
+    check_row_tails(op.weights.view(), row_bits, "weight");
+    check_weight_levels(op, row_bits);
     const auto [low, high] = level_range(in.encoding);
     const std::int64_t top = std::max(std::abs(low), std::abs(high));
-    // The kernel holds sums times 2^w_shift, times 2 once more for the input's encoding.
-    require(row_bits * top * weight_top < kMaxAccumulator / 4, "sums can exceed 2^28");
+    // The kernel adds 2 * acc * 2^w_shift and 2 * coefficient * popcount over the planes of the code in 32 bits.
+    const std::int64_t planes_top = std::abs(std::int64_t{in.encoding.step}) * ((1 << in.encoding.n_planes()) - 1);
+    const std::int64_t sum_top = row_bits * weight_top * (top + planes_top);
+    require(sum_top < kMaxAccumulator, "sums of up to " + std::to_string(sum_top) + ", limit 2^30");
     require(op.pad_level >= std::min<std::int64_t>(low, 0) && op.pad_level <= std::max<std::int64_t>(high, 0),
             "pad_level " + std::to_string(op.pad_level) + " is outside the input's levels");
+    const bool pads = std::any_of(op.window.pads.begin(), op.window.pads.end(), [](std::int64_t pad) { return pad != 0; });
+    require(pads || op.pad_level == 0, "pad_level " + std::to_string(op.pad_level) + " without padding, expected 0");
     if (out.dtype == DType::kBits) {
       require(op.scale.size() == 0 && op.bias.size() == 0, "scale and bias on an output of bits");
       check_thresholds(op.thresholds, op.descending, out);
@@ -294,25 +371,26 @@ class Validator {
   }
 
   // With a shift, every weight level must be an integer: the sum of the signed coefficients divides by 2^w_shift.
-  void check_weight_levels(const BinaryConv& op, std::int64_t out_channels, std::int64_t row_words, std::int64_t row_bits) const {
+  void check_weight_levels(const BinaryConv& op, std::int64_t row_bits) const {
     const std::size_t n_planes = op.w_coefs.size();
-    std::vector<bool> whole(std::size_t{1} << n_planes);
-    for (std::size_t pattern = 0; pattern < whole.size(); ++pattern) {
+    const std::span<const std::uint32_t> words = op.weights.view();
+    const std::size_t plane_words = words.size() / n_planes, row_words = static_cast<std::size_t>(row_bits + 31) / 32;
+    for (std::size_t pattern = 0; pattern < std::size_t{1} << n_planes; ++pattern) {
       std::int64_t sum = 0;
       for (std::size_t p = 0; p < n_planes; ++p) sum += (pattern >> p & 1U) != 0 ? -op.w_coefs[p] : op.w_coefs[p];
-      whole[pattern] = sum % (std::int64_t{1} << op.w_shift) == 0;
-    }
-    if (std::all_of(whole.begin(), whole.end(), [](bool ok) { return ok; })) return;
-    const std::size_t plane_words = static_cast<std::size_t>(out_channels * row_words);
-    for (std::int64_t row = 0; row < out_channels; ++row) {
-      for (std::int64_t bit = 0; bit < row_bits; ++bit) {
-        std::size_t pattern = 0;
+      if (sum % (std::int64_t{1} << op.w_shift) == 0) continue;
+      for (std::size_t i = 0; i < plane_words; ++i) {
+        std::uint32_t matching = ~std::uint32_t{0};
         for (std::size_t p = 0; p < n_planes; ++p) {
-          const std::uint32_t word = op.weights.data()[p * plane_words + static_cast<std::size_t>(row * row_words + bit / 32)];
-          pattern |= static_cast<std::size_t>(word >> (bit % 32) & 1U) << p;
+          const std::uint32_t word = words[p * plane_words + i];
+          matching &= (pattern >> p & 1U) != 0 ? word : ~word;
         }
-        require(whole[pattern], "the weight at row " + std::to_string(row) + ", position " + std::to_string(bit) +
-                                    " is no integer level");
+        const bool is_last = i % row_words == row_words - 1;
+        if (is_last && row_bits % 32 != 0) matching &= ~(~std::uint32_t{0} << (row_bits % 32));
+        if (matching != 0) {
+          fail("a weight in row " + std::to_string(i / row_words) + " is " + std::to_string(sum) + " / 2^" +
+               std::to_string(op.w_shift) + ", which is no integer level");
+        }
       }
     }
   }
@@ -333,35 +411,35 @@ class Validator {
     require(size == levels || size == levels * in.dims.back(),
             "values has " + std::to_string(size) + " entries, expected " + std::to_string(levels) + " or " +
                 std::to_string(levels * in.dims.back()));
+    check_no_nan(op.values, "values");
   }
 
   void check(BitPool& op) {
     const Tensor& in = read(op.input, DType::kBits);
     require_rank(in, 3);
     check_window(op.window);
-    check_reach(op.window, in.dims);
     Dims dims{window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]), in.dims[2]};
     write(op.output, DType::kBits, dims, in.encoding);
     require_taps(op.window, in.dims, dims);
     require(op.take_min.size() == 0 || op.take_min.size() == static_cast<std::size_t>(in.dims[2]),
             "take_min has " + std::to_string(op.take_min.size()) + " values, expected none or " + std::to_string(in.dims[2]));
-    for (const std::uint8_t flag : op.take_min.view()) require(flag <= 1, "take_min holds a value that is not 0 or 1");
+    check_flags(op.take_min, "take_min");
   }
 
-  void check_reach(const Window& w, const Dims& in) const {
-    for (std::size_t axis = 0; axis < 2; ++axis) (void)window_output(w, axis, in[axis]);
-  }
-  // Every output of a pool sees at least one tap inside the map.
+  // Every output of a pool sees at least one tap inside the map. Only the outputs that begin in the padding before the map
+  // can miss it by stepping over it; of the others the last begins farthest to the end.
   void require_taps(const Window& w, const Dims& in, const Dims& out) const {
     for (std::size_t axis = 0; axis < 2; ++axis) {
-      for (std::int64_t o = 0; o < out[axis]; ++o) {
-        bool inside = false;
-        for (std::int64_t k = 0; k < w.kernel[axis] && !inside; ++k) {
-          const std::int64_t at = o * w.strides[axis] - w.pads[axis] + k * w.dilations[axis];
-          inside = at >= 0 && at < in[axis];
+      const auto begin_of = [&](std::int64_t o) { return o * w.strides[axis] - w.pads[axis]; };
+      const auto check_output = [&](std::int64_t o) {
+        const std::int64_t begin = begin_of(o), step = w.dilations[axis];
+        const std::int64_t first = begin >= 0 ? 0 : (-begin + step - 1) / step;  // first tap not before the map
+        if (first >= w.kernel[axis] || begin + first * step >= in[axis]) {
+          fail("output " + std::to_string(o) + " of axis " + std::to_string(axis) + " sees padding only");
         }
-        require(inside, "output " + std::to_string(o) + " of axis " + std::to_string(axis) + " sees padding only");
-      }
+      };
+      for (std::int64_t o = 0; o < out[axis] && begin_of(o) < 0; ++o) check_output(o);
+      check_output(out[axis] - 1);
     }
   }
 
@@ -382,26 +460,22 @@ class Validator {
     std::int64_t coded = features * outputs;
     if (op.bitmap.size() != 0) {
       require_size(op.bitmap, outputs * row_words, "bitmap");
-      coded = 0;
-      for (const std::uint32_t word : op.bitmap.view()) coded += std::popcount(word);
-      if (features % 32 != 0) {
-        const std::uint32_t tail = ~std::uint32_t{0} << (features % 32);
-        for (std::int64_t row = 0; row < outputs; ++row) {
-          require((op.bitmap.data()[(row + 1) * row_words - 1] & tail) == 0,
-                  "bitmap row " + std::to_string(row) + " has bits behind its end");
-        }
-      }
+      check_row_tails(op.bitmap.view(), features, "bitmap");
+      coded = count_bits(op.bitmap.view());
       for (const float v : op.codebook.view()) require(v != 0.0F, "a codebook behind a bitmap holds a 0");
     }
     require_size(op.codes, (coded * op.code_bits + 7) / 8, "codes");
-    const std::size_t values = op.codebook.size();
-    const unsigned mask = (1U << op.code_bits) - 1;
-    // A full codebook has a value for every code.
-    for (std::int64_t i = 0; values <= mask && i < coded; ++i) {
-      const std::int64_t bit = i * op.code_bits;
-      const unsigned code = op.codes.data()[bit / 8] >> (bit % 8) & mask;
-      require(code < values, "code " + std::to_string(code) + " at " + std::to_string(i) + ", the codebook has " +
-                                 std::to_string(values) + " values");
+    const auto code_bits = static_cast<unsigned>(op.code_bits), values = static_cast<unsigned>(op.codebook.size());
+    // A full codebook has a value for every code. Bits behind the last code are 0, which is a code, too.
+    if (values < 1U << code_bits && !codes_below(op.codes.view(), code_bits, values)) {
+      std::size_t at = 0;
+      unsigned code = 0;
+      for (;; ++at) {
+        code = op.codes.data()[at * code_bits / 8] >> (at * code_bits % 8) & ((1U << code_bits) - 1);
+        if (code >= values) break;
+      }
+      fail("code " + std::to_string(code) + " at " + std::to_string(at) + ", the codebook has " + std::to_string(values) +
+           " values");
     }
     const std::int64_t used = coded * op.code_bits % 8;
     require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0, "codes have bits behind their end");
@@ -474,6 +548,7 @@ class Validator {
     for (const auto* blob : {&op.scale, &op.shift}) {
       require(blob->size() == 1 || blob->size() == static_cast<std::size_t>(channels),
               "scale and shift take 1 or " + std::to_string(channels) + " values, found " + std::to_string(blob->size()));
+      check_no_nan(*blob, blob == &op.scale ? "scale" : "shift");
     }
   }
 
@@ -552,13 +627,14 @@ class Validator {
     const Tensor& in = read(op.input, DType::kF32);
     require(op.begin.size() == in.dims.size() && op.end.size() == in.dims.size(),
             "begin and end take " + std::to_string(in.dims.size()) + " values each");
+    require(!std::isnan(op.value), "value is NaN");
     Dims dims = in.dims;
     for (std::size_t i = 0; i < dims.size(); ++i) {
       const auto bounded = [](std::int64_t v) { return v > -kMaxElements && v < kMaxElements; };
       require(bounded(op.begin[i]) && bounded(op.end[i]), "a pad is out of range");
       // Cropping one side by more than the map would read outside it even if the other side made up for it.
       require(in.dims[i] + std::min<std::int64_t>(op.begin[i], 0) + std::min<std::int64_t>(op.end[i], 0) >= 0,
-              "it crops more than there is");
+              "it crops more than there is of axis " + std::to_string(i) + " of dims " + text(in.dims));
       dims[i] += op.begin[i] + op.end[i];
     }
     write(op.output, DType::kF32, dims);
