@@ -4,8 +4,10 @@
 namespace tac::kernels::avx2 {
 
 constinit const KernelTable table = {
+    .bconv_b1_i32 = bconv_b1_i32,
     .quantize_i32_bits = quantize_i32_bits,
     .quantize_f32_bits = quantize_f32_bits,
+    .dequantize_bits_f32 = dequantize_bits_f32,
     .scale_i32_f32 = scale_i32_f32,
     .codebook_linear_f32 = codebook_linear_f32,
     .linear_f32 = linear_f32,

@@ -1,12 +1,14 @@
 // bconv_b1_i32 with VPOPCNTDQ (bconv.h has the contract).
 //
-// One register holds 32 input channels of 16 output channels; the activation word is a broadcast, so there is no
-// horizontal sum and no tail in the channels:
+// One register holds 32 input channels of 16 output channels; the activation word is a broadcast,
+// so there is no horizontal sum and no tail in the channels:
 //
-//   acc[pixel][block] += vpopcntd(broadcast(x[pixel][word]) ^ w[block][word])        3 instructions for 512 MACs
+//   acc[pixel][block] += vpopcntd(broadcast(x[pixel][word]) ^ w[block][word])        3 instructions
+//   for 512 MACs
 //
-// A tile of 4 pixels x 4 blocks keeps 16 accumulators, 4 weights and 1 activation in registers. Pixels of a tile see the
-// same taps. All sums are modulo 2^32; the result is exact where it fits int32.
+// A tile of 4 pixels x 4 blocks keeps 16 accumulators, 4 weights and 1 activation in registers.
+// Pixels of a tile see the same taps. All sums are modulo 2^32; the result is exact where it fits
+// int32.
 #include <immintrin.h>
 
 #include "kernels/backend_local.h"
@@ -19,7 +21,8 @@ namespace {
 constexpr std::size_t kTilePixels = 4;
 constexpr std::size_t kTileBlocks = 4;
 
-// The taps that the pixels of a tile see, as n_rows x n_runs runs of words contiguous in both input and weights.
+// The taps that the pixels of a tile see, as n_rows x n_runs runs of words contiguous in both input
+// and weights.
 struct Runs {
   std::size_t n_rows, n_runs, run_words;
   std::size_t x_row, x_run, x_pixel;  // distances in the input
@@ -27,7 +30,8 @@ struct Runs {
 };
 
 struct Output {
-  const std::int32_t* previous[kTilePixels];  // base row, or what the pairs of planes before have left
+  const std::int32_t*
+      previous[kTilePixels];  // base row, or what the pairs of planes before have left
   std::int32_t* y;
   std::size_t stride;
   std::int32_t factor;  // 2 * coef
@@ -35,7 +39,8 @@ struct Output {
 };
 
 template <std::size_t kPixels, std::size_t kBlocks>
-inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w, const Output& output) {
+inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w,
+                 const Output& output) {
   __m512i acc_i32x16[kPixels][kBlocks];
 #pragma GCC unroll 4
   for (std::size_t p = 0; p < kPixels; ++p) {
@@ -54,11 +59,12 @@ inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* 
         }
 #pragma GCC unroll 4
         for (std::size_t p = 0; p < kPixels; ++p) {
-          const __m512i x_b512 = _mm512_set1_epi32(static_cast<int>(x_run[p * runs.x_pixel + word]));
+          const __m512i x_b512 =
+              _mm512_set1_epi32(static_cast<int>(x_run[p * runs.x_pixel + word]));
 #pragma GCC unroll 4
           for (std::size_t b = 0; b < kBlocks; ++b) {
-            acc_i32x16[p][b] = _mm512_add_epi32(acc_i32x16[p][b],
-                                                _mm512_popcnt_epi32(_mm512_xor_si512(x_b512, w_b512[b])));
+            acc_i32x16[p][b] = _mm512_add_epi32(
+                acc_i32x16[p][b], _mm512_popcnt_epi32(_mm512_xor_si512(x_b512, w_b512[b])));
           }
         }
       }
@@ -71,15 +77,17 @@ inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* 
 #pragma GCC unroll 4
     for (std::size_t b = 0; b < kBlocks; ++b) {
       const __m512i previous = _mm512_load_si512(output.previous[p] + b * kBconvBlock);
-      const __m512i sum = _mm512_sub_epi32(previous, _mm512_mullo_epi32(acc_i32x16[p][b], factor_i32x16));
-      _mm512_store_si512(output.y + p * output.stride + b * kBconvBlock, _mm512_sra_epi32(sum, shift));
+      const __m512i sum =
+          _mm512_sub_epi32(previous, _mm512_mullo_epi32(acc_i32x16[p][b], factor_i32x16));
+      _mm512_store_si512(output.y + p * output.stride + b * kBconvBlock,
+                         _mm512_sra_epi32(sum, shift));
     }
   }
 }
 
 template <std::size_t kPixels>
-inline void tile_of_blocks(std::size_t n_blocks, const Runs& runs, const std::uint32_t* x, const std::uint32_t* w,
-                           const Output& output) {
+inline void tile_of_blocks(std::size_t n_blocks, const Runs& runs, const std::uint32_t* x,
+                           const std::uint32_t* w, const Output& output) {
   switch (n_blocks) {
     case 1: return tile<kPixels, 1>(runs, x, w, output);
     case 2: return tile<kPixels, 2>(runs, x, w, output);
@@ -90,14 +98,17 @@ inline void tile_of_blocks(std::size_t n_blocks, const Runs& runs, const std::ui
 
 }  // namespace
 
-void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy, std::size_t block_begin,
-                  std::size_t block_end, std::int32_t* out, std::size_t out_stride) {
+void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
+                  std::size_t block_begin, std::size_t block_end, std::int32_t* out,
+                  std::size_t out_stride) {
   TAC_DCHECK(block_begin <= block_end && block_end <= p.n_blocks);
   TAC_DCHECK(reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && out_stride % kBconvBlock == 0);
-  const auto iy0 = static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
+  const auto iy0 =
+      static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
   const LocalTapRange ky =
       local_tap_range(iy0, p.kernel_h, p.dilation_h, 0, static_cast<std::ptrdiff_t>(p.in_h));
-  const LocalTapRange full = local_full_windows(p.out_w, p.stride_w, p.pad_left, p.dilation_w, p.kernel_w, p.in_w);
+  const LocalTapRange full =
+      local_full_windows(p.out_w, p.stride_w, p.pad_left, p.dilation_w, p.kernel_w, p.in_w);
   const std::size_t iy = oy * p.stride_h + ky.begin * p.dilation_h - p.pad_top;
   const std::size_t w_tap = p.words * kBconvBlock;
   // Neighbouring taps read neighbouring words when nothing lies between their channels.
@@ -120,7 +131,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       if (ox >= full.begin && ox < full.end) {
         n_pixels = local_min(kTilePixels, full.end - ox);
       } else {
-        const auto ix0 = static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
+        const auto ix0 =
+            static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
         kx = local_tap_range(ix0, p.kernel_w, p.dilation_w, 0, static_cast<std::ptrdiff_t>(p.in_w));
       }
       const std::size_t n_kx = kx.end - kx.begin;
@@ -138,7 +150,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       for (std::size_t pair = 0; pair < n_pairs; ++pair) {
         for (std::size_t i = 0; i < n_pixels; ++i) {
           output.previous[i] =
-              pair == 0 ? p.base + ((p.row_class[oy] + p.col_class[ox + i]) * p.n_blocks + block) * kBconvBlock
+              pair == 0 ? p.base + ((p.row_class[oy] + p.col_class[ox + i]) * p.n_blocks + block) *
+                                       kBconvBlock
                         : output.y + i * out_stride;
         }
         output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));

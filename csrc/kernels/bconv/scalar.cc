@@ -2,10 +2,11 @@
 //
 // Two output channels share a 64-bit word, whose bytes count bits side by side:
 //
-//   | oc + 1: byte 3 | 2 | 1 | 0 | oc: byte 3 | 2 | 1 | 0 |    a byte gains at most 8 per input word
+//   | oc + 1: byte 3 | 2 | 1 | 0 | oc: byte 3 | 2 | 1 | 0 |    a byte gains at most 8 per input
+//   word
 //
-// so bytes are widened to 32 bits at the latest after 31 words. All sums are modulo 2^32; the result is exact where it
-// fits int32.
+// so bytes are widened to 32 bits at the latest after 31 words. All sums are modulo 2^32; the
+// result is exact where it fits int32.
 #include "kernels/backend_local.h"
 #include "kernels/bconv/bconv.h"
 #include "kernels/kernel_table.h"
@@ -35,19 +36,23 @@ inline void widen(std::uint64_t (&bytes)[kPairs], std::uint32_t (&counts)[kBconv
 
 }  // namespace
 
-void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy, std::size_t block_begin,
-                  std::size_t block_end, std::int32_t* out, std::size_t out_stride) {
+void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
+                  std::size_t block_begin, std::size_t block_end, std::int32_t* out,
+                  std::size_t out_stride) {
   TAC_DCHECK(block_begin <= block_end && block_end <= p.n_blocks);
   const std::size_t w_tap = p.words * kBconvBlock;
   const std::size_t w_block = p.kernel_h * p.kernel_w * w_tap;
-  const auto iy0 = static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
+  const auto iy0 =
+      static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
   const LocalTapRange ky =
       local_tap_range(iy0, p.kernel_h, p.dilation_h, 0, static_cast<std::ptrdiff_t>(p.in_h));
   for (std::size_t ox = 0; ox < p.out_w; ++ox) {
-    const auto ix0 = static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
+    const auto ix0 =
+        static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
     const LocalTapRange kx =
         local_tap_range(ix0, p.kernel_w, p.dilation_w, 0, static_cast<std::ptrdiff_t>(p.in_w));
-    const std::int32_t* base = p.base + (p.row_class[oy] + p.col_class[ox]) * p.n_blocks * kBconvBlock;
+    const std::int32_t* base =
+        p.base + (p.row_class[oy] + p.col_class[ox]) * p.n_blocks * kBconvBlock;
     for (std::size_t block = block_begin; block < block_end; ++block) {
       std::uint32_t sums[kBconvBlock];
       for (std::size_t lane = 0; lane < kBconvBlock; ++lane) {
@@ -55,7 +60,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       }
       for (std::size_t pair = 0; pair < p.n_in_planes * p.n_w_planes; ++pair) {
         const std::uint32_t* x_plane = input + pair / p.n_w_planes * p.in_plane_words;
-        const std::uint32_t* w_plane = p.weights + pair % p.n_w_planes * p.w_plane_words + block * w_block;
+        const std::uint32_t* w_plane =
+            p.weights + pair % p.n_w_planes * p.w_plane_words + block * w_block;
         std::uint64_t bytes[kPairs] = {};
         std::uint32_t counts[kBconvBlock] = {};
         std::size_t room = kWordsPerByteCount;
@@ -68,7 +74,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
             for (std::size_t word = 0; word < p.words; ++word, w += kBconvBlock) {
               const std::uint64_t x_twice = x[word] | static_cast<std::uint64_t>(x[word]) << 32;
               for (std::size_t lanes = 0; lanes < kPairs; ++lanes) {
-                const std::uint64_t w_pair = w[2 * lanes] | static_cast<std::uint64_t>(w[2 * lanes + 1]) << 32;
+                const std::uint64_t w_pair =
+                    w[2 * lanes] | static_cast<std::uint64_t>(w[2 * lanes + 1]) << 32;
                 bytes[lanes] += byte_counts(x_twice ^ w_pair);
               }
               if (--room == 0) {

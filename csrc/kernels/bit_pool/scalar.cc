@@ -1,16 +1,20 @@
 // Max pooling on packed codes, 32 channels a word, bit-serial. Contract in bit_pool.h.
 // Linear codes a and b are compared from the most significant plane down:
 //   greater |= undecided & a & ~b;   undecided &= ~(a ^ b)
-// Pooling is a few words per output and never worth wider registers beside the convolution in front of it.
+// Pooling is a few words per output and never worth wider registers beside the convolution in front
+// of it.
 #include "kernels/backend_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
 
-void bit_pool_bits(const BitPoolParams& p, const std::uint32_t* input, std::size_t oy, std::uint32_t* out) {
-  const auto top = static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
+void bit_pool_bits(const BitPoolParams& p, const std::uint32_t* input, std::size_t oy,
+                   std::uint32_t* out) {
+  const auto top =
+      static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
   for (std::size_t ox = 0; ox < p.out_w; ++ox) {
-    const auto left = static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
+    const auto left =
+        static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
     for (std::size_t word = 0; word < p.words; ++word) {
       const std::uint32_t take_min = p.take_min[word];
       std::uint32_t best[4] = {0, 0, 0, 0};
@@ -22,7 +26,8 @@ void bit_pool_bits(const BitPoolParams& p, const std::uint32_t* input, std::size
           const std::ptrdiff_t x = left + static_cast<std::ptrdiff_t>(kx * p.dilation_w);
           if (x < 0 || x >= static_cast<std::ptrdiff_t>(p.in_w)) continue;
           const std::uint32_t* tap =
-              input + (static_cast<std::size_t>(y) * p.in_w + static_cast<std::size_t>(x)) * p.words + word;
+              input +
+              (static_cast<std::size_t>(y) * p.in_w + static_cast<std::size_t>(x)) * p.words + word;
           if (first) {
             for (std::size_t i = 0; i < p.n_planes; ++i) best[i] = tap[i * p.in_plane_stride];
             first = false;
@@ -48,7 +53,8 @@ void bit_pool_bits(const BitPoolParams& p, const std::uint32_t* input, std::size
           }
         }
       }
-      for (std::size_t i = 0; i < p.n_planes; ++i) out[i * p.out_plane_stride + ox * p.words + word] = best[i];
+      for (std::size_t i = 0; i < p.n_planes; ++i)
+        out[i * p.out_plane_stride + ox * p.words + word] = best[i];
     }
   }
 }

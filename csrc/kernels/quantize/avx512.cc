@@ -1,7 +1,8 @@
-// Numbers <-> packed bits, 16 channels a register: a compare is a 16-bit mask, two masks are one word of a plane.
-// With one threshold (a sign) the mask itself is the plane. With more, each passed threshold adds 1 to a register of
-// counts; the count picks the code from a 16-entry register (vpermd) and each of its bits is tested into a mask.
-// The last word of a row is read and written under masks, so nothing past the row is touched.
+// Numbers <-> packed bits, 16 channels a register: a compare is a 16-bit mask, two masks are one
+// word of a plane. With one threshold (a sign) the mask itself is the plane. With more, each passed
+// threshold adds 1 to a register of counts; the count picks the code from a 16-entry register
+// (vpermd) and each of its bits is tested into a mask. The last word of a row is read and written
+// under masks, so nothing past the row is touched.
 #include <immintrin.h>
 
 #include "kernels/backend_local.h"
@@ -16,8 +17,12 @@ static inline __mmask16 reaches(__m512i x, const std::int32_t* threshold) {
 static inline __mmask16 reaches(__m512 x, const float* threshold) {
   return _mm512_cmp_ps_mask(x, _mm512_loadu_ps(threshold), _CMP_GE_OQ);
 }
-static inline __m512i load(const std::int32_t* x, __mmask16 valid) { return _mm512_maskz_loadu_epi32(valid, x); }
-static inline __m512 load(const float* x, __mmask16 valid) { return _mm512_maskz_loadu_ps(valid, x); }
+static inline __m512i load(const std::int32_t* x, __mmask16 valid) {
+  return _mm512_maskz_loadu_epi32(valid, x);
+}
+static inline __m512 load(const float* x, __mmask16 valid) {
+  return _mm512_maskz_loadu_ps(valid, x);
+}
 
 static inline __mmask16 valid_lanes(std::size_t channels, std::size_t first) {
   if (first >= channels) return 0;
@@ -26,8 +31,9 @@ static inline __mmask16 valid_lanes(std::size_t channels, std::size_t first) {
 }
 
 template <class T>
-static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows, std::size_t x_stride,
-                                 std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
+static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows,
+                                 std::size_t x_stride, std::uint32_t* out, std::size_t out_stride,
+                                 std::size_t plane_stride) {
   const std::size_t n_words = local_ceil_div(p.channels, 32);
   if (p.n_thresholds == 1 && p.n_planes == 1) {
     const std::uint32_t invert = p.code_of_index[0] != 0 ? ~std::uint32_t{0} : 0;
@@ -37,9 +43,12 @@ static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::si
         const std::size_t c = word * 32;
         const __mmask16 low = valid_lanes(p.channels, c), high = valid_lanes(p.channels, c + 16);
         std::uint32_t bits = reaches(load(x + c, low), p.thresholds + c);
-        if (high != 0) bits |= static_cast<std::uint32_t>(reaches(load(x + c + 16, high), p.thresholds + c + 16)) << 16;
+        if (high != 0)
+          bits |= static_cast<std::uint32_t>(reaches(load(x + c + 16, high), p.thresholds + c + 16))
+                  << 16;
         bits = constant ? invert : bits ^ p.flip[word] ^ invert;
-        out[word] = bits & (static_cast<std::uint32_t>(low) | static_cast<std::uint32_t>(high) << 16);
+        out[word] =
+            bits & (static_cast<std::uint32_t>(low) | static_cast<std::uint32_t>(high) << 16);
       }
     }
     return;
@@ -47,7 +56,8 @@ static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::si
   alignas(64) std::int32_t table[16] = {};
   for (std::size_t i = 0; i <= p.n_thresholds; ++i) table[i] = p.code_of_index[i];
   const __m512i codes = _mm512_load_si512(table);
-  const __m512i one = _mm512_set1_epi32(1), all = _mm512_set1_epi32(static_cast<int>(p.n_thresholds));
+  const __m512i one = _mm512_set1_epi32(1),
+                all = _mm512_set1_epi32(static_cast<int>(p.n_thresholds));
   for (std::size_t row = 0; row < n_rows; ++row, x += x_stride, out += out_stride) {
     for (std::size_t word = 0; word < n_words; ++word) {
       std::uint32_t planes[4] = {0, 0, 0, 0};
@@ -58,13 +68,15 @@ static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::si
         const auto values = load(x + c, valid);
         __m512i n = _mm512_setzero_si512();
         for (std::size_t t = 0; t < p.n_thresholds; ++t) {
-          n = _mm512_mask_add_epi32(n, reaches(values, p.thresholds + t * p.threshold_stride + c), n, one);
+          n = _mm512_mask_add_epi32(n, reaches(values, p.thresholds + t * p.threshold_stride + c),
+                                    n, one);
         }
         const __mmask16 flip = static_cast<__mmask16>(p.flip[word] >> (half * 16));
         n = _mm512_mask_sub_epi32(n, flip, all, n);
         const __m512i code = _mm512_permutexvar_epi32(n, codes);
         for (std::size_t i = 0; i < p.n_planes; ++i) {
-          const __mmask16 bits = _mm512_mask_test_epi32_mask(valid, code, _mm512_set1_epi32(1 << i));
+          const __mmask16 bits =
+              _mm512_mask_test_epi32_mask(valid, code, _mm512_set1_epi32(1 << i));
           planes[i] |= static_cast<std::uint32_t>(bits) << (half * 16);
         }
       }
@@ -75,20 +87,23 @@ static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::si
 
 }  // namespace
 
-void quantize_i32_bits(const QuantizeParams<std::int32_t>& params, const std::int32_t* x, std::size_t n_rows,
-                       std::size_t x_stride, std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
+void quantize_i32_bits(const QuantizeParams<std::int32_t>& params, const std::int32_t* x,
+                       std::size_t n_rows, std::size_t x_stride, std::uint32_t* out,
+                       std::size_t out_stride, std::size_t plane_stride) {
   quantize_rows(params, x, n_rows, x_stride, out, out_stride, plane_stride);
 }
 
-void quantize_f32_bits(const QuantizeParams<float>& params, const float* x, std::size_t n_rows, std::size_t x_stride,
-                       std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
+void quantize_f32_bits(const QuantizeParams<float>& params, const float* x, std::size_t n_rows,
+                       std::size_t x_stride, std::uint32_t* out, std::size_t out_stride,
+                       std::size_t plane_stride) {
   quantize_rows(params, x, n_rows, x_stride, out, out_stride, plane_stride);
 }
 
-void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, std::size_t n_rows, std::size_t in_stride,
-                         std::size_t plane_stride, float* y) {
+void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, std::size_t n_rows,
+                         std::size_t in_stride, std::size_t plane_stride, float* y) {
   const __mmask16 n_codes = static_cast<__mmask16>((1U << (1U << p.n_planes)) - 1U);
-  const __m512 shared = p.per_channel ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(n_codes, p.values);
+  const __m512 shared =
+      p.per_channel ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(n_codes, p.values);
   for (std::size_t row = 0; row < n_rows; ++row, bits += in_stride, y += p.channels) {
     for (std::size_t c = 0; c < p.channels; c += 16) {
       const __mmask16 valid = valid_lanes(p.channels, c);
@@ -101,7 +116,8 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
       if (p.per_channel) {
         values = _mm512_setzero_ps();
         for (std::size_t k = 0; k < std::size_t{1} << p.n_planes; ++k) {
-          const __mmask16 here = _mm512_mask_cmpeq_epi32_mask(valid, code, _mm512_set1_epi32(static_cast<int>(k)));
+          const __mmask16 here =
+              _mm512_mask_cmpeq_epi32_mask(valid, code, _mm512_set1_epi32(static_cast<int>(k)));
           values = _mm512_mask_loadu_ps(values, here, p.values + k * p.channels + c);
         }
       } else {
@@ -112,14 +128,16 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-void scale_i32_f32(const float* scale, const float* bias, std::size_t channels, const std::int32_t* acc,
-                   std::size_t n_rows, std::size_t acc_stride, float* y, std::size_t y_stride) {
+void scale_i32_f32(const float* scale, const float* bias, std::size_t channels,
+                   const std::int32_t* acc, std::size_t n_rows, std::size_t acc_stride, float* y,
+                   std::size_t y_stride) {
   for (std::size_t row = 0; row < n_rows; ++row, acc += acc_stride, y += y_stride) {
     for (std::size_t c = 0; c < channels; c += 16) {
       const __mmask16 valid = valid_lanes(channels, c);
       const __m512 sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(valid, acc + c));
       const __m512 product = _mm512_mul_ps(_mm512_maskz_loadu_ps(valid, scale + c), sums);
-      _mm512_mask_storeu_ps(y + c, valid, _mm512_add_ps(product, _mm512_maskz_loadu_ps(valid, bias + c)));
+      _mm512_mask_storeu_ps(y + c, valid,
+                            _mm512_add_ps(product, _mm512_maskz_loadu_ps(valid, bias + c)));
     }
   }
 }

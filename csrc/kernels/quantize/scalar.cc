@@ -1,4 +1,5 @@
-// Numbers <-> packed bits, one channel at a time: the oracle of the vector versions. Contracts in quantize.h.
+// Numbers <-> packed bits, one channel at a time: the oracle of the vector versions. Contracts in
+// quantize.h.
 #include "kernels/backend_local.h"
 #include "kernels/kernel_table.h"
 
@@ -6,15 +7,16 @@ namespace tac::kernels::scalar {
 namespace {
 
 template <class T>
-void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows, std::size_t x_stride, std::uint32_t* out,
-                   std::size_t out_stride, std::size_t plane_stride) {
+void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows, std::size_t x_stride,
+                   std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
   for (std::size_t row = 0; row < n_rows; ++row, x += x_stride, out += out_stride) {
     for (std::size_t word = 0; word * 32 < p.channels; ++word) {
       std::uint32_t planes[4] = {0, 0, 0, 0};
       const std::size_t end = local_min(p.channels, word * 32 + 32);
       for (std::size_t c = word * 32; c < end; ++c) {
         std::size_t n = 0;
-        for (std::size_t t = 0; t < p.n_thresholds; ++t) n += x[c] >= p.thresholds[t * p.threshold_stride + c] ? 1 : 0;
+        for (std::size_t t = 0; t < p.n_thresholds; ++t)
+          n += x[c] >= p.thresholds[t * p.threshold_stride + c] ? 1 : 0;
         const bool flip = (p.flip[word] >> (c % 32) & 1U) != 0;
         const std::uint32_t code = p.code_of_index[flip ? p.n_thresholds - n : n];
         for (std::size_t i = 0; i < p.n_planes; ++i) planes[i] |= (code >> i & 1U) << (c % 32);
@@ -26,18 +28,20 @@ void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows, s
 
 }  // namespace
 
-void quantize_i32_bits(const QuantizeParams<std::int32_t>& params, const std::int32_t* x, std::size_t n_rows,
-                       std::size_t x_stride, std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
+void quantize_i32_bits(const QuantizeParams<std::int32_t>& params, const std::int32_t* x,
+                       std::size_t n_rows, std::size_t x_stride, std::uint32_t* out,
+                       std::size_t out_stride, std::size_t plane_stride) {
   quantize_rows(params, x, n_rows, x_stride, out, out_stride, plane_stride);
 }
 
-void quantize_f32_bits(const QuantizeParams<float>& params, const float* x, std::size_t n_rows, std::size_t x_stride,
-                       std::uint32_t* out, std::size_t out_stride, std::size_t plane_stride) {
+void quantize_f32_bits(const QuantizeParams<float>& params, const float* x, std::size_t n_rows,
+                       std::size_t x_stride, std::uint32_t* out, std::size_t out_stride,
+                       std::size_t plane_stride) {
   quantize_rows(params, x, n_rows, x_stride, out, out_stride, plane_stride);
 }
 
-void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, std::size_t n_rows, std::size_t in_stride,
-                         std::size_t plane_stride, float* y) {
+void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, std::size_t n_rows,
+                         std::size_t in_stride, std::size_t plane_stride, float* y) {
   const std::size_t value_stride = p.per_channel ? p.channels : 1;
   for (std::size_t row = 0; row < n_rows; ++row, bits += in_stride, y += p.channels) {
     for (std::size_t c = 0; c < p.channels; ++c) {
@@ -50,8 +54,9 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-void scale_i32_f32(const float* scale, const float* bias, std::size_t channels, const std::int32_t* acc,
-                   std::size_t n_rows, std::size_t acc_stride, float* y, std::size_t y_stride) {
+void scale_i32_f32(const float* scale, const float* bias, std::size_t channels,
+                   const std::int32_t* acc, std::size_t n_rows, std::size_t acc_stride, float* y,
+                   std::size_t y_stride) {
   for (std::size_t row = 0; row < n_rows; ++row, acc += acc_stride, y += y_stride) {
     for (std::size_t c = 0; c < channels; ++c) {
       const float product = scale[c] * static_cast<float>(acc[c]);
