@@ -1,4 +1,5 @@
-// Memory aligned to a cache line (and to the widest vector register), for packed weights and arenas.
+// Memory aligned to a cache line (and to the widest vector register), for packed weights and
+// arenas.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,8 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) noexcept
   return (value + multiple - 1) / multiple * multiple;
 }
 
-// A fixed number of trivially copyable T, starting on a cache line, zero-filled. Move-only. Throws std::bad_alloc.
+// A fixed number of trivially copyable T, starting on a cache line, zero-filled. Move-only. Throws
+// std::bad_alloc.
 template <class T>
 class AlignedBuffer {
  public:

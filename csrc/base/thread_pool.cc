@@ -10,7 +10,8 @@ namespace tac {
 
 namespace {
 
-// A child of fork() has none of its parent's workers; pools made before the fork must not use theirs.
+// A child of fork() has none of its parent's workers; pools made before the fork must not use
+// theirs.
 #if defined(__unix__) || defined(__APPLE__)
 std::atomic<unsigned> fork_count{0};
 unsigned watch_forks() {
@@ -18,10 +19,16 @@ unsigned watch_forks() {
   static_cast<void>(installed);
   return fork_count.load();
 }
-unsigned forks_so_far() noexcept { return fork_count.load(std::memory_order_relaxed); }
+unsigned forks_so_far() noexcept {
+  return fork_count.load(std::memory_order_relaxed);
+}
 #else
-unsigned watch_forks() { return 0; }
-unsigned forks_so_far() noexcept { return 0; }
+unsigned watch_forks() {
+  return 0;
+}
+unsigned forks_so_far() noexcept {
+  return 0;
+}
 #endif
 
 void pause() noexcept {
@@ -45,7 +52,9 @@ ThreadPool::ThreadPool(std::size_t n_threads) : n_threads_(n_threads), fork_coun
     for (std::size_t i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker(i); });
   } catch (...) {
     stop_.store(true);
-    { const std::lock_guard lock(mutex_); }
+    {
+      const std::lock_guard lock(mutex_);
+    }
     wake_.notify_all();
     for (std::thread& t : workers_) t.join();
     throw;
@@ -58,7 +67,9 @@ ThreadPool::~ThreadPool() {
     return;
   }
   stop_.store(true);
-  { const std::lock_guard lock(mutex_); }
+  {
+    const std::lock_guard lock(mutex_);
+  }
   wake_.notify_all();
   for (std::thread& t : workers_) t.join();
 }
@@ -89,9 +100,13 @@ void ThreadPool::run(std::size_t n_items, Call call, const void* fn) noexcept {
   fn_ = fn;
   next_.store(0, std::memory_order_relaxed);
   const std::uint64_t loop = (state_.load(std::memory_order_relaxed) >> 32) + 1;
-  state_.store(loop << 32 | kOpen);  // sequentially consistent: pairs with a worker that counts itself as a sleeper
+  state_.store(
+      loop << 32 |
+      kOpen);  // sequentially consistent: pairs with a worker that counts itself as a sleeper
   if (sleepers_.load() != 0) {
-    { const std::lock_guard lock(mutex_); }
+    {
+      const std::lock_guard lock(mutex_);
+    }
     wake_.notify_all();
   }
   take_chunks(0);
@@ -130,7 +145,8 @@ void ThreadPool::worker(std::size_t thread_index) noexcept {
     if (stop_.load()) return;
     const std::uint64_t state = state_.load(std::memory_order_acquire);
     if (!join_loop(state)) continue;
-    last_loop = state_.load(std::memory_order_relaxed) >> 32;  // cannot change while this worker is inside
+    last_loop =
+        state_.load(std::memory_order_relaxed) >> 32;  // cannot change while this worker is inside
     take_chunks(thread_index);
     state_.fetch_sub(1, std::memory_order_acq_rel);
   }

@@ -1,4 +1,5 @@
-// The threads of one Engine. A loop is cut into chunks that the caller and the workers take from a shared counter.
+// The threads of one Engine. A loop is cut into chunks that the caller and the workers take from a
+// shared counter.
 #pragma once
 
 #include <atomic>
@@ -22,9 +23,10 @@ class ThreadPool {
 
   std::size_t size() const noexcept { return n_threads_; }
 
-  // Calls fn(begin, end, thread_index) until [0, n_items) is covered once; returns when all calls have returned.
-  // thread_index < size() tells concurrent calls of one loop apart; the caller is 0. While the workers serve another
-  // caller, or after a fork() in the child, the caller does it all. fn must not throw. Allocates nothing.
+  // Calls fn(begin, end, thread_index) until [0, n_items) is covered once; returns when all calls
+  // have returned. thread_index < size() tells concurrent calls of one loop apart; the caller is 0.
+  // While the workers serve another caller, or after a fork() in the child, the caller does it all.
+  // fn must not throw. Allocates nothing.
   template <class Fn>
   void parallel_for(std::size_t n_items, const Fn& fn) noexcept {
     static_assert(std::is_invocable_v<const Fn&, std::size_t, std::size_t, std::size_t>);
@@ -37,7 +39,8 @@ class ThreadPool {
   }
 
  private:
-  using Call = void (*)(const void* fn, std::size_t begin, std::size_t end, std::size_t thread_index);
+  using Call = void (*)(const void* fn, std::size_t begin, std::size_t end,
+                        std::size_t thread_index);
   template <class Fn>
   static void call(const void* fn, std::size_t begin, std::size_t end, std::size_t thread_index) {
     (*static_cast<const Fn*>(fn))(begin, end, thread_index);
@@ -48,8 +51,8 @@ class ThreadPool {
   void worker(std::size_t thread_index) noexcept;
   bool join_loop(std::uint64_t state) noexcept;
 
-  // state_: loop number << 32 | kOpen while workers may join | workers inside. A worker that wakes too late finds the
-  // loop closed, so nobody ever waits for a sleeping thread.
+  // state_: loop number << 32 | kOpen while workers may join | workers inside. A worker that wakes
+  // too late finds the loop closed, so nobody ever waits for a sleeping thread.
   static constexpr std::uint64_t kOpen = std::uint64_t{1} << 31;
   static constexpr std::uint64_t kInside = kOpen - 1;
 

@@ -10,7 +10,9 @@
 
 #include "base/cpu_features.h"
 #include "base/error.h"
+#include "format/reader.h"
 #include "runtime/engine.h"
+#include "runtime/intermediates.h"
 
 namespace py = pybind11;
 
@@ -25,20 +27,24 @@ namespace {
 // The data of a C-contiguous array of T with exactly `bytes` bytes.
 template <class T>
 const T* data_of(const py::array& array, std::size_t bytes, const TensorSpec& spec) {
-  if (!py::array_t<T, py::array::c_style>::check_(array)) bad_array(spec, "expected another dtype or a C-contiguous array");
+  if (!py::array_t<T, py::array::c_style>::check_(array))
+    bad_array(spec, "expected another dtype or a C-contiguous array");
   if (static_cast<std::size_t>(array.nbytes()) != bytes) {
-    bad_array(spec, "expected " + std::to_string(bytes) + " bytes, found " + std::to_string(array.nbytes()));
+    bad_array(spec, "expected " + std::to_string(bytes) + " bytes, found " +
+                        std::to_string(array.nbytes()));
   }
   return static_cast<const T*>(array.data());
 }
 
 // bytes of n samples; a count that no array can have is refused.
 std::size_t batch_bytes(std::size_t n_samples, std::size_t sample_bytes, const TensorSpec& spec) {
-  if (sample_bytes != 0 && n_samples > (std::size_t{1} << 62) / sample_bytes) bad_array(spec, "the batch is too large");
+  if (sample_bytes != 0 && n_samples > (std::size_t{1} << 62) / sample_bytes)
+    bad_array(spec, "the batch is too large");
   return n_samples * sample_bytes;
 }
 
-std::vector<InputArray> input_arrays(const Engine& engine, const std::vector<py::array>& arrays, std::size_t n_samples) {
+std::vector<InputArray> input_arrays(const Engine& engine, const std::vector<py::array>& arrays,
+                                     std::size_t n_samples) {
   std::vector<InputArray> inputs;
   for (std::size_t i = 0; i < arrays.size() && i < engine.inputs().size(); ++i) {
     const TensorSpec& spec = engine.inputs()[i];
@@ -46,16 +52,19 @@ std::vector<InputArray> input_arrays(const Engine& engine, const std::vector<py:
       const std::size_t bytes = batch_bytes(n_samples, spec.image_bytes(), spec);
       inputs.push_back({nullptr, data_of<std::uint8_t>(arrays[i], bytes, spec)});
     } else {
-      inputs.push_back({data_of<float>(arrays[i], batch_bytes(n_samples, spec.sample_bytes(), spec), spec), nullptr});
+      inputs.push_back(
+          {data_of<float>(arrays[i], batch_bytes(n_samples, spec.sample_bytes(), spec), spec),
+           nullptr});
     }
   }
   return inputs;
 }
 
-void run(const Engine& engine, const std::vector<py::array>& inputs, const std::vector<py::array>& outputs,
-         std::size_t n_samples) {
+void run(const Engine& engine, const std::vector<py::array>& inputs,
+         const std::vector<py::array>& outputs, std::size_t n_samples) {
   if (inputs.size() != engine.inputs().size() || outputs.size() != engine.outputs().size()) {
-    throw Error(ErrorCode::kInvalidInput, "expected " + std::to_string(engine.inputs().size()) + " inputs and " +
+    throw Error(ErrorCode::kInvalidInput, "expected " + std::to_string(engine.inputs().size()) +
+                                              " inputs and " +
                                               std::to_string(engine.outputs().size()) + " outputs");
   }
   const std::vector<InputArray> in = input_arrays(engine, inputs, n_samples);
@@ -64,16 +73,43 @@ void run(const Engine& engine, const std::vector<py::array>& inputs, const std::
     const TensorSpec& spec = engine.outputs()[i];
     if (!outputs[i].writeable()) bad_array(spec, "the output array is read-only");
     const std::size_t bytes = batch_bytes(n_samples, spec.sample_bytes(), spec);
-    const void* data = spec.dtype == DType::kI64
-                           ? static_cast<const void*>(data_of<std::int64_t>(outputs[i], bytes, spec))
-                           : data_of<float>(outputs[i], bytes, spec);
+    const void* data =
+        spec.dtype == DType::kI64
+            ? static_cast<const void*>(data_of<std::int64_t>(outputs[i], bytes, spec))
+            : data_of<float>(outputs[i], bytes, spec);
     out.push_back(const_cast<void*>(data));
   }
   const py::gil_scoped_release release;
   engine.run(in, out, n_samples);
 }
 
-py::list profile(const Engine& engine, const std::vector<py::array>& inputs, std::size_t n_samples, std::size_t n_runs) {
+// Every tensor that an op of the model at `path` writes, by name: [n][dims...], packed ones as
+// their levels.
+py::dict run_intermediates(const std::filesystem::path& path, const std::vector<py::array>& inputs,
+                           std::size_t n_samples, std::int64_t threads, std::string backend) {
+  const LoadedModel model = load_model(path);
+  const ExposedGraph exposed(model.graph);
+  if (threads < 1)
+    throw Error(ErrorCode::kInvalidArgument, "threads is " + std::to_string(threads));
+  const Engine engine(exposed.graph,
+                      EngineOptions{static_cast<std::size_t>(threads), std::move(backend)});
+  py::dict result;
+  std::vector<py::array> outputs;
+  for (std::size_t i = 0; i < exposed.tensors.size(); ++i) {
+    const TensorSpec& spec = engine.outputs()[i];
+    std::vector<py::ssize_t> shape{static_cast<py::ssize_t>(n_samples)};
+    shape.insert(shape.end(), spec.dims.begin(), spec.dims.end());
+    const py::dtype dtype =
+        spec.dtype == DType::kI64 ? py::dtype::of<std::int64_t>() : py::dtype::of<float>();
+    outputs.emplace_back(dtype, shape);
+    result[py::str(model.graph.tensors[exposed.tensors[i]].name)] = outputs.back();
+  }
+  run(engine, inputs, outputs, n_samples);
+  return result;
+}
+
+py::list profile(const Engine& engine, const std::vector<py::array>& inputs, std::size_t n_samples,
+                 std::size_t n_runs) {
   const std::vector<InputArray> in = input_arrays(engine, inputs, n_samples);
   std::vector<StepProfile> rows;
   {
@@ -91,19 +127,22 @@ py::list profile(const Engine& engine, const std::vector<py::array>& inputs, std
 py::list specs(std::span<const TensorSpec> tensors) {
   py::list result;
   for (const TensorSpec& spec : tensors) {
-    const py::object image = spec.takes_images ? py::object(py::tuple(py::cast(spec.image_dims))) : py::none();
+    const py::object image =
+        spec.takes_images ? py::object(py::tuple(py::cast(spec.image_dims))) : py::none();
     result.append(py::make_tuple(spec.name, spec.dtype == DType::kI64 ? "int64" : "float32",
                                  py::tuple(py::cast(spec.dims)), image));
   }
   return result;
 }
 
-std::unique_ptr<Engine> make_engine(const std::filesystem::path& path, std::int64_t threads, std::string backend) {
+std::unique_ptr<Engine> make_engine(const std::filesystem::path& path, std::int64_t threads,
+                                    std::string backend) {
   if (threads < 1) {
-    throw Error(ErrorCode::kInvalidArgument, "threads is " + std::to_string(threads) + ", expected 1.." +
-                                                 std::to_string(kMaxThreads));
+    throw Error(ErrorCode::kInvalidArgument, "threads is " + std::to_string(threads) +
+                                                 ", expected 1.." + std::to_string(kMaxThreads));
   }
-  return std::make_unique<Engine>(path, EngineOptions{static_cast<std::size_t>(threads), std::move(backend)});
+  return std::make_unique<Engine>(
+      path, EngineOptions{static_cast<std::size_t>(threads), std::move(backend)});
 }
 
 py::dict backends() {
@@ -133,11 +172,16 @@ void register_engine(py::module_& m) {
            "Per part of a run: name, kind, kernel, median seconds, multiplications, bytes.")
       .def("peak_bytes", &Engine::peak_bytes, py::arg("n_samples"))
       .def_property_readonly("inputs", [](const Engine& engine) { return specs(engine.inputs()); })
-      .def_property_readonly("outputs", [](const Engine& engine) { return specs(engine.outputs()); })
+      .def_property_readonly("outputs",
+                             [](const Engine& engine) { return specs(engine.outputs()); })
       .def_property_readonly("file_bytes", &Engine::file_bytes)
       .def_property_readonly("threads", &Engine::threads)
-      .def_property_readonly("backend", [](const Engine& engine) { return std::string(engine.backend()); })
+      .def_property_readonly("backend",
+                             [](const Engine& engine) { return std::string(engine.backend()); })
       .def_property_readonly("metadata", &Engine::metadata);
+  m.def("run_intermediates", &run_intermediates, py::arg("path"), py::arg("inputs"),
+        py::arg("n_samples"), py::arg("threads"), py::arg("backend"),
+        "Every tensor that the model computes, by name; packed ones as levels.");
   m.def("backends", &backends, "Names of the kernel sets: compiled, runnable, active.");
 }
 

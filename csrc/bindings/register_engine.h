@@ -4,7 +4,8 @@
 
 namespace tac {
 
-// Engine and backends(). tac_engine/engine.py checks arrays for people; here they are checked again, for safety alone.
+// Engine and backends(). tac_engine/engine.py checks arrays for people; here they are checked
+// again, for safety alone.
 void register_engine(pybind11::module_& m);
 
 }  // namespace tac

@@ -21,11 +21,13 @@ constexpr std::size_t kMaxBytes = std::size_t{1} << (sizeof(std::size_t) * 8 - 2
 
 // a * b, or kLimit.
 std::size_t checked_product(std::size_t a, std::size_t b, const char* what) {
-  if (b != 0 && a > kMaxBytes / b) throw Error(ErrorCode::kLimit, std::string(what) + " exceeds the address space");
+  if (b != 0 && a > kMaxBytes / b)
+    throw Error(ErrorCode::kLimit, std::string(what) + " exceeds the address space");
   return a * b;
 }
 
-// Adds up whether any value has an exponent of ones and a fraction: cheaper than a comparison that may exit.
+// Adds up whether any value has an exponent of ones and a fraction: cheaper than a comparison that
+// may exit.
 bool has_nan(const float* values, std::size_t count) noexcept {
   std::uint32_t found = 0;
   for (std::size_t i = 0; i < count; ++i) {
@@ -40,7 +42,8 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
   return a0 < b0 + b_bytes && b0 < a0 + a_bytes;
 }
 
-std::string position_text(std::size_t flat, std::size_t sample_size, const std::vector<std::int64_t>& dims) {
+std::string position_text(std::size_t flat, std::size_t sample_size,
+                          const std::vector<std::int64_t>& dims) {
   std::vector<std::size_t> index(dims.size());
   std::size_t rest = flat % sample_size;
   for (std::size_t i = dims.size(); i-- > 0;) {
@@ -57,7 +60,8 @@ std::string position_text(std::size_t flat, std::size_t sample_size, const std::
 kernels::Selection choose_kernels(const std::string& backend) {
   if (!backend.empty()) return kernels::select_kernels(detect_cpu_features(), backend);
   const char* forced = std::getenv("TAC_BACKEND");
-  if (forced == nullptr || *forced == '\0') return kernels::select_kernels(detect_cpu_features(), {});
+  if (forced == nullptr || *forced == '\0')
+    return kernels::select_kernels(detect_cpu_features(), {});
   try {
     return kernels::select_kernels(detect_cpu_features(), forced);
   } catch (const Error& e) {
@@ -68,7 +72,9 @@ kernels::Selection choose_kernels(const std::string& backend) {
 std::size_t TensorSpec::sample_bytes() const noexcept {
   return element_count(dims) * (dtype == DType::kI64 ? sizeof(std::int64_t) : sizeof(float));
 }
-std::size_t TensorSpec::image_bytes() const noexcept { return element_count(image_dims); }
+std::size_t TensorSpec::image_bytes() const noexcept {
+  return element_count(image_dims);
+}
 
 // What one run needs for itself.
 struct Engine::RunState {
@@ -83,7 +89,8 @@ class Engine::Lease {
     {
       const std::lock_guard lock(engine.mutex_);
       auto& spare = engine.spare_;
-      const auto largest = std::ranges::max_element(spare, {}, [](const auto& s) { return s->arena.size(); });
+      const auto largest =
+          std::ranges::max_element(spare, {}, [](const auto& s) { return s->arena.size(); });
       if (largest != spare.end()) {
         std::swap(*largest, spare.back());
         state_ = std::move(spare.back());
@@ -101,7 +108,8 @@ class Engine::Lease {
       state_->arena = AlignedBuffer<std::byte>(bytes);
     } catch (const std::bad_alloc&) {
       give_back();
-      throw Error(ErrorCode::kLimit, "no memory for an arena of " + std::to_string(bytes) + " bytes; run smaller batches");
+      throw Error(ErrorCode::kLimit, "no memory for an arena of " + std::to_string(bytes) +
+                                         " bytes; run smaller batches");
     }
   }
   ~Lease() { give_back(); }
@@ -121,7 +129,8 @@ class Engine::Lease {
   std::unique_ptr<RunState> state_;
 };
 
-Engine::Engine(const std::filesystem::path& path, const EngineOptions& options) : Engine(load_model(path), options) {}
+Engine::Engine(const std::filesystem::path& path, const EngineOptions& options)
+    : Engine(load_model(path), options) {}
 Engine::Engine(std::span<const std::byte> file, const EngineOptions& options)
     : Engine(load_model_from_memory(file), options) {}
 Engine::Engine(const LoadedModel& model, const EngineOptions& options)
@@ -130,10 +139,12 @@ Engine::Engine(const Graph& graph, const EngineOptions& options)
     : Engine((validate(graph), graph), std::size_t{0}, options) {}
 
 Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& options)
-    : metadata_(graph.metadata), file_bytes_(file_bytes), selection_(choose_kernels(options.backend)) {
+    : metadata_(graph.metadata),
+      file_bytes_(file_bytes),
+      selection_(choose_kernels(options.backend)) {
   if (options.threads < 1 || options.threads > kMaxThreads) {
-    throw Error(ErrorCode::kInvalidArgument,
-                "threads is " + std::to_string(options.threads) + ", expected 1.." + std::to_string(kMaxThreads));
+    throw Error(ErrorCode::kInvalidArgument, "threads is " + std::to_string(options.threads) +
+                                                 ", expected 1.." + std::to_string(kMaxThreads));
   }
   for (const ModelInput& input : graph.inputs) {
     const Tensor& tensor = graph.tensors[input.tensor];
@@ -143,7 +154,8 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
     std::ranges::copy(preprocess.lut.view(), lut.data());
     if (spec.takes_images) {
       spec.image_dims = tensor.dims;
-      if (preprocess.channels_first) std::ranges::rotate(spec.image_dims, spec.image_dims.begin() + 1);
+      if (preprocess.channels_first)
+        std::ranges::rotate(spec.image_dims, spec.image_dims.begin() + 1);
     }
     inputs_.push_back(std::move(spec));
     input_tensors_.push_back(input.tensor);
@@ -162,7 +174,8 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
   try {
     pool_ = std::make_unique<ThreadPool>(options.threads);
   } catch (const std::system_error&) {
-    throw Error(ErrorCode::kLimit, "the system refused to start " + std::to_string(options.threads) + " threads");
+    throw Error(ErrorCode::kLimit,
+                "the system refused to start " + std::to_string(options.threads) + " threads");
   }
 }
 
@@ -170,25 +183,30 @@ Engine::~Engine() = default;
 
 std::size_t Engine::arena_bytes(std::size_t n_samples) const {
   checked_product(n_samples, plan_->largest_sample_bytes, "a tensor of the batch");
-  const std::size_t samples = checked_product(n_samples, plan_->arena_sample_bytes, "the working memory of the batch");
-  const std::size_t scratch = checked_product(pool_->size(), plan_->thread_scratch_bytes, "the scratch of the threads");
+  const std::size_t samples =
+      checked_product(n_samples, plan_->arena_sample_bytes, "the working memory of the batch");
+  const std::size_t scratch =
+      checked_product(pool_->size(), plan_->thread_scratch_bytes, "the scratch of the threads");
   return samples + scratch;
 }
 
-std::size_t Engine::peak_bytes(std::size_t n_samples) const { return plan_->param_bytes + arena_bytes(n_samples); }
+std::size_t Engine::peak_bytes(std::size_t n_samples) const {
+  return plan_->param_bytes + arena_bytes(n_samples);
+}
 
 void Engine::check_arrays(std::span<const InputArray> inputs, std::span<void* const> outputs,
                           std::size_t n_samples) const {
   const auto count_error = [](const char* what, std::size_t found, std::size_t expected) {
-    throw Error(ErrorCode::kInvalidInput, std::to_string(found) + " " + what + " arrays, the model has " +
-                                              std::to_string(expected));
+    throw Error(ErrorCode::kInvalidInput, std::to_string(found) + " " + what +
+                                              " arrays, the model has " + std::to_string(expected));
   };
   if (inputs.size() != inputs_.size()) count_error("input", inputs.size(), inputs_.size());
   if (outputs.size() != outputs_.size()) count_error("output", outputs.size(), outputs_.size());
   if (n_samples == 0) return;
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if ((inputs[i].values == nullptr) == (inputs[i].images == nullptr)) {
-      throw Error(ErrorCode::kInvalidInput, {}, inputs_[i].name, "expected either float values or images");
+      throw Error(ErrorCode::kInvalidInput, {}, inputs_[i].name,
+                  "expected either float values or images");
     }
     if (inputs[i].images != nullptr && !inputs_[i].takes_images) {
       throw Error(ErrorCode::kInvalidInput, {}, inputs_[i].name,
@@ -197,11 +215,13 @@ void Engine::check_arrays(std::span<const InputArray> inputs, std::span<void* co
   }
   for (std::size_t o = 0; o < outputs.size(); ++o) {
     const std::size_t bytes = n_samples * outputs_[o].sample_bytes();
-    if (outputs[o] == nullptr) throw Error(ErrorCode::kInvalidInput, {}, outputs_[o].name, "the output array is null");
+    if (outputs[o] == nullptr)
+      throw Error(ErrorCode::kInvalidInput, {}, outputs_[o].name, "the output array is null");
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const bool image = inputs[i].images != nullptr;
       const void* data = image ? static_cast<const void*>(inputs[i].images) : inputs[i].values;
-      const std::size_t in_bytes = n_samples * (image ? inputs_[i].image_bytes() : inputs_[i].sample_bytes());
+      const std::size_t in_bytes =
+          n_samples * (image ? inputs_[i].image_bytes() : inputs_[i].sample_bytes());
       if (overlap(outputs[o], bytes, data, in_bytes)) {
         throw Error(ErrorCode::kInvalidInput, {}, outputs_[o].name,
                     "the output array overlaps the array of input '" + inputs_[i].name + "'");
@@ -217,11 +237,14 @@ void Engine::check_arrays(std::span<const InputArray> inputs, std::span<void* co
 }
 
 void Engine::check_no_nan(std::size_t input, const float* values, std::size_t n_samples) const {
-  const std::size_t sample_size = element_count(inputs_[input].dims), count = n_samples * sample_size;
+  const std::size_t sample_size = element_count(inputs_[input].dims),
+                    count = n_samples * sample_size;
   if (!has_nan(values, count)) return;
-  const auto first = static_cast<std::size_t>(std::find_if(values, values + count, [](float v) { return v != v; }) - values);
+  const auto first = static_cast<std::size_t>(
+      std::find_if(values, values + count, [](float v) { return v != v; }) - values);
   throw Error(ErrorCode::kInvalidInput, {}, inputs_[input].name,
-              "expected numbers, found NaN at index " + position_text(first, sample_size, inputs_[input].dims));
+              "expected numbers, found NaN at index " +
+                  position_text(first, sample_size, inputs_[input].dims));
 }
 
 void Engine::images_to_floats(std::size_t input, const std::uint8_t* images, std::size_t n_samples,
@@ -243,7 +266,8 @@ void Engine::images_to_floats(std::size_t input, const std::uint8_t* images, std
       } else {
         float* out = values + row * width * channels;
         for (std::size_t x = 0; x < width; ++x) {
-          for (std::size_t c = 0; c < channels; ++c) out[x * channels + c] = lut[c * 256 + in[x * channels + c]];
+          for (std::size_t c = 0; c < channels; ++c)
+            out[x * channels + c] = lut[c * 256 + in[x * channels + c]];
         }
       }
     }
@@ -251,8 +275,8 @@ void Engine::images_to_floats(std::size_t input, const std::uint8_t* images, std
 }
 
 template <class Clock>
-void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const> outputs, std::size_t n_samples,
-                       Clock&& clock) const {
+void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const> outputs,
+                       std::size_t n_samples, Clock&& clock) const {
   check_arrays(inputs, outputs, n_samples);
   const std::size_t bytes = arena_bytes(n_samples);
   if (n_samples == 0) return;
@@ -278,11 +302,14 @@ void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const
         break;
       case Placement::Kind::kArena: state->tensors[t] = arena + n_samples * place.offset; break;
       case Placement::Kind::kInput:
-        state->tensors[t] = inputs[place.index].values != nullptr
-                                ? reinterpret_cast<std::byte*>(const_cast<float*>(inputs[place.index].values))
-                                : arena + n_samples * plan_->image_offsets[place.index];
+        state->tensors[t] =
+            inputs[place.index].values != nullptr
+                ? reinterpret_cast<std::byte*>(const_cast<float*>(inputs[place.index].values))
+                : arena + n_samples * plan_->image_offsets[place.index];
         break;
-      case Placement::Kind::kOutput: state->tensors[t] = static_cast<std::byte*>(outputs[place.index]); break;
+      case Placement::Kind::kOutput:
+        state->tensors[t] = static_cast<std::byte*>(outputs[place.index]);
+        break;
     }
   }
 
@@ -298,12 +325,14 @@ void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const
     clock();
   }
   for (const OutputCopy& copy : plan_->copies) {
-    std::memcpy(outputs[copy.output], state->tensors[copy.tensor], n_samples * outputs_[copy.output].sample_bytes());
+    std::memcpy(outputs[copy.output], state->tensors[copy.tensor],
+                n_samples * outputs_[copy.output].sample_bytes());
     clock();
   }
 }
 
-void Engine::run(std::span<const InputArray> inputs, std::span<void* const> outputs, std::size_t n_samples) const {
+void Engine::run(std::span<const InputArray> inputs, std::span<void* const> outputs,
+                 std::size_t n_samples) const {
   run_parts(inputs, outputs, n_samples, [] {});
 }
 
@@ -316,8 +345,9 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
   std::vector<StepProfile> rows;
   for (std::size_t i = 0; i < inputs_.size() && i < inputs.size(); ++i) {
     const bool image = inputs[i].images != nullptr;
-    rows.push_back({inputs_[i].name, "input", image ? "image_table" : "nan_check", 0.0, 0,
-                    n_samples * (inputs_[i].sample_bytes() + (image ? inputs_[i].image_bytes() : 0))});
+    rows.push_back(
+        {inputs_[i].name, "input", image ? "image_table" : "nan_check", 0.0, 0,
+         n_samples * (inputs_[i].sample_bytes() + (image ? inputs_[i].image_bytes() : 0))});
   }
   for (const auto& [step, offset] : plan_->steps) {
     rows.push_back({step->name, std::string(step->kind), step->kernel, 0.0, n_samples * step->macs,

@@ -46,10 +46,13 @@ std::array<std::uint8_t, 16> codes_of_ascending_levels(const Encoding& encoding)
 }
 
 WindowSizes window_sizes(const Window& window) noexcept {
-  const auto at = [](const std::vector<std::int64_t>& v, std::size_t i) { return static_cast<std::size_t>(v[i]); };
-  return {at(window.kernel, 0),    at(window.kernel, 1), at(window.strides, 0), at(window.strides, 1),
-          at(window.dilations, 0), at(window.dilations, 1), at(window.pads, 0), at(window.pads, 1),
-          at(window.pads, 2),      at(window.pads, 3)};
+  const auto at = [](const std::vector<std::int64_t>& v, std::size_t i) {
+    return static_cast<std::size_t>(v[i]);
+  };
+  return {at(window.kernel, 0),  at(window.kernel, 1),    at(window.strides, 0),
+          at(window.strides, 1), at(window.dilations, 0), at(window.dilations, 1),
+          at(window.pads, 0),    at(window.pads, 1),      at(window.pads, 2),
+          at(window.pads, 3)};
 }
 
 AlignedBuffer<float> expand(const BlobOf<float>& values, std::size_t n) {
@@ -77,7 +80,8 @@ ThresholdTables<T>::ThresholdTables(const BlobOf<T>& values, const BlobOf<std::u
     for (std::size_t t = 0; t < n_thresholds; ++t) {
       thresholds[t * stride + c] = values.data()[row * n_thresholds + t];
     }
-    if (descending.size() != 0 && descending.data()[row] != 0) flip[c / kWordBits] |= 1U << (c % kWordBits);
+    if (descending.size() != 0 && descending.data()[row] != 0)
+      flip[c / kWordBits] |= 1U << (c % kWordBits);
   }
 }
 template struct ThresholdTables<float>;

@@ -14,7 +14,9 @@ namespace tac {
 
 inline constexpr std::size_t kWordBits = 32;
 
-constexpr std::size_t ceil_div(std::size_t a, std::size_t b) noexcept { return (a + b - 1) / b; }
+constexpr std::size_t ceil_div(std::size_t a, std::size_t b) noexcept {
+  return (a + b - 1) / b;
+}
 
 // Product of dims; 1 for none.
 std::size_t element_count(std::span<const std::int64_t> dims) noexcept;
@@ -55,17 +57,18 @@ WindowSizes window_sizes(const Window& window) noexcept;
 // [n] floats, padded with 0 to a multiple of 16, from a blob of n values or of one value for all.
 AlignedBuffer<float> expand(const BlobOf<float>& values, std::size_t n);
 
-// How tables of thresholds reach the quantize kernels (kernels/quantize/quantize.h), for int32 and float alike.
+// How tables of thresholds reach the quantize kernels (kernels/quantize/quantize.h), for int32 and
+// float alike.
 template <class T>
 struct ThresholdTables {
   std::size_t n_thresholds = 0, n_planes = 0, stride = 0;
-  AlignedBuffer<T> thresholds;         // [n_thresholds][stride]
-  AlignedBuffer<std::uint32_t> flip;   // [ceil(C / 32)]
+  AlignedBuffer<T> thresholds;        // [n_thresholds][stride]
+  AlignedBuffer<std::uint32_t> flip;  // [ceil(C / 32)]
   std::array<std::uint8_t, 16> code_of_index{};
 
   ThresholdTables() = default;
-  ThresholdTables(const BlobOf<T>& values, const BlobOf<std::uint8_t>& descending, std::size_t channels,
-                  const Encoding& encoding);
+  ThresholdTables(const BlobOf<T>& values, const BlobOf<std::uint8_t>& descending,
+                  std::size_t channels, const Encoding& encoding);
   std::size_t bytes() const noexcept { return thresholds.bytes() + flip.bytes(); }
 };
 extern template struct ThresholdTables<float>;

@@ -24,13 +24,15 @@ MemoryPlan plan_memory(std::span<const BufferUsage> usages) {
   std::vector<std::size_t> placed;  // indices, by offset
   for (const std::size_t index : order) {
     const BufferUsage& usage = usages[index];
-    if (usage.bytes > kMaxBytes) throw Error(ErrorCode::kLimit, "a buffer of the model is too large");
+    if (usage.bytes > kMaxBytes)
+      throw Error(ErrorCode::kLimit, "a buffer of the model is too large");
     const std::size_t bytes = round_up(usage.bytes, kCacheLine);
     std::size_t end = 0;  // of the live buffers seen so far
     std::size_t best_offset = SIZE_MAX, best_gap = SIZE_MAX;
     for (const std::size_t other : placed) {
       const BufferUsage& neighbour = usages[other];
-      if (neighbour.last_step < usage.first_step || neighbour.first_step > usage.last_step) continue;
+      if (neighbour.last_step < usage.first_step || neighbour.first_step > usage.last_step)
+        continue;
       const std::size_t offset = plan.offsets[other];
       if (offset > end && offset - end >= bytes && offset - end < best_gap) {
         best_gap = offset - end;
@@ -44,7 +46,9 @@ MemoryPlan plan_memory(std::span<const BufferUsage> usages) {
     }
     plan.offsets[index] = offset;
     plan.total_bytes = std::max(plan.total_bytes, offset + bytes);
-    placed.insert(std::ranges::upper_bound(placed, offset, {}, [&](std::size_t i) { return plan.offsets[i]; }), index);
+    placed.insert(std::ranges::upper_bound(placed, offset, {},
+                                           [&](std::size_t i) { return plan.offsets[i]; }),
+                  index);
   }
   return plan;
 }

@@ -30,8 +30,12 @@ namespace {
 struct TensorUses {
   std::vector<TensorId> reads, writes;
 
-  void operator()(std::string_view field, TensorId& id) { (field == "output" ? writes : reads).push_back(id); }
-  void operator()(std::string_view, TensorList& list) { reads.insert(reads.end(), list.ids.begin(), list.ids.end()); }
+  void operator()(std::string_view field, TensorId& id) {
+    (field == "output" ? writes : reads).push_back(id);
+  }
+  void operator()(std::string_view, TensorList& list) {
+    reads.insert(reads.end(), list.ids.begin(), list.ids.end());
+  }
   template <class Field>
   void operator()(std::string_view, Field&) {}
 };
@@ -125,7 +129,8 @@ Plan::Plan(const Graph& graph, const kernels::Selection& selection, std::size_t 
   constants = AlignedBuffer<std::byte>(constant_bytes);
   for (TensorId id = 0; id < n_tensors; ++id) {
     const Tensor& tensor = graph.tensors[id];
-    if (tensor.is_constant) std::memcpy(constants.data() + placements[id].offset, tensor.data.data(), tensor.data.size());
+    if (tensor.is_constant)
+      std::memcpy(constants.data() + placements[id].offset, tensor.data.data(), tensor.data.size());
   }
 
   // The rest goes into the arena.
@@ -145,7 +150,8 @@ Plan::Plan(const Graph& graph, const kernels::Selection& selection, std::size_t 
   }
   for (std::size_t i = 0; i < steps.size(); ++i) {
     const Step& step = *steps[i].step;
-    thread_scratch_bytes = std::max(thread_scratch_bytes, round_up(step.thread_scratch_bytes, kCacheLine));
+    thread_scratch_bytes =
+        std::max(thread_scratch_bytes, round_up(step.thread_scratch_bytes, kCacheLine));
     param_bytes += step.param_bytes;
     if (step.sample_scratch_bytes == 0) continue;
     usages.push_back({step.sample_scratch_bytes, i, i});

@@ -31,20 +31,22 @@ struct PlannedStep {
   std::size_t scratch_offset = 0;  // of its per-sample scratch in the arena, per sample
 };
 
-// The arena of a run of N samples: N * arena_sample_bytes, all offsets times N; then n_threads * thread_scratch_bytes.
-// Keeps nothing of `graph`. Throws Error(kLimit) for a model too large, Error(kInvalidModel) where sums leave 32 bits.
+// The arena of a run of N samples: N * arena_sample_bytes, all offsets times N; then n_threads *
+// thread_scratch_bytes. Keeps nothing of `graph`. Throws Error(kLimit) for a model too large,
+// Error(kInvalidModel) where sums leave 32 bits.
 struct Plan {
   Plan(const Graph& graph, const kernels::Selection& selection, std::size_t n_threads);
 
   std::vector<PlannedStep> steps;
-  std::vector<Placement> placements;           // by tensor id
-  std::vector<std::size_t> image_offsets;      // by input: where an image's floats go, per sample; unused without one
+  std::vector<Placement> placements;  // by tensor id
+  std::vector<std::size_t>
+      image_offsets;  // by input: where an image's floats go, per sample; unused without one
   std::vector<OutputCopy> copies;
   AlignedBuffer<std::byte> constants;
   std::size_t arena_sample_bytes = 0;
-  std::size_t thread_scratch_bytes = 0;        // per thread, a multiple of 64
-  std::size_t largest_sample_bytes = 0;        // of any tensor
-  std::size_t param_bytes = 0;                 // packed weights, tables and constants
+  std::size_t thread_scratch_bytes = 0;  // per thread, a multiple of 64
+  std::size_t largest_sample_bytes = 0;  // of any tensor
+  std::size_t param_bytes = 0;           // packed weights, tables and constants
 };
 
 }  // namespace tac

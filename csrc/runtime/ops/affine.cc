@@ -26,7 +26,8 @@ class AffineStep final : public Step {
     channels_ = channels * repeat;
     scale_ = AlignedBuffer<float>(channels_);
     shift_ = AlignedBuffer<float>(channels_);
-    const AlignedBuffer<float> scale = expand(op.scale, channels), shift = expand(op.shift, channels);
+    const AlignedBuffer<float> scale = expand(op.scale, channels),
+                               shift = expand(op.shift, channels);
     for (std::size_t r = 0; r < repeat; ++r) {
       std::copy_n(scale.data(), channels, scale_.data() + r * channels);
       std::copy_n(shift.data(), channels, shift_.data() + r * channels);
@@ -41,9 +42,11 @@ class AffineStep final : public Step {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t rows = ctx.n_samples * rows_;
-    ctx.pool->parallel_for(ceil_div(rows, rows_per_item_), [&](std::size_t begin, std::size_t end, std::size_t) {
+    ctx.pool->parallel_for(ceil_div(rows, rows_per_item_), [&](std::size_t begin, std::size_t end,
+                                                               std::size_t) {
       const std::size_t first = begin * rows_per_item_, last = std::min(rows, end * rows_per_item_);
-      kernel_(scale_.data(), shift_.data(), channels_, x + first * channels_, last - first, y + first * channels_);
+      kernel_(scale_.data(), shift_.data(), channels_, x + first * channels_, last - first,
+              y + first * channels_);
     });
   }
 

@@ -21,17 +21,18 @@ class ArgMaxStep final : public Step {
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     auto* y = ctx.write<std::int64_t>(output_);
-    ctx.pool->parallel_for(ctx.n_samples * outer_, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin * inner_; i < end * inner_; ++i) {
-        const float* column = x + i / inner_ * size_ * inner_ + i % inner_;
-        std::size_t best = 0;
-        for (std::size_t k = 1; k < size_; ++k) {
-          const float value = column[k * inner_], largest = column[best * inner_];
-          if (value > largest || (select_last_ && value == largest)) best = k;
-        }
-        y[i] = static_cast<std::int64_t>(best);
-      }
-    });
+    ctx.pool->parallel_for(
+        ctx.n_samples * outer_, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin * inner_; i < end * inner_; ++i) {
+            const float* column = x + i / inner_ * size_ * inner_ + i % inner_;
+            std::size_t best = 0;
+            for (std::size_t k = 1; k < size_; ++k) {
+              const float value = column[k * inner_], largest = column[best * inner_];
+              if (value > largest || (select_last_ && value == largest)) best = k;
+            }
+            y[i] = static_cast<std::int64_t>(best);
+          }
+        });
   }
 
  private:

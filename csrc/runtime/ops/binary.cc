@@ -18,11 +18,13 @@ struct Axis {
   std::size_t size, a_stride, b_stride;
 };
 
-// Per-sample axes of the output, outermost first; axes of size 1 are dropped and neighbours merged where both operands
-// run on from one to the next.
+// Per-sample axes of the output, outermost first; axes of size 1 are dropped and neighbours merged
+// where both operands run on from one to the next.
 std::vector<Axis> broadcast_axes(const Tensor& a, const Tensor& b, const Tensor& out) {
   const auto dim = [&](const Tensor& t, std::size_t from_last) {
-    return from_last < t.dims.size() ? static_cast<std::size_t>(t.dims[t.dims.size() - 1 - from_last]) : 1;
+    return from_last < t.dims.size()
+               ? static_cast<std::size_t>(t.dims[t.dims.size() - 1 - from_last])
+               : 1;
   };
   std::vector<Axis> axes;  // innermost first
   std::size_t a_stride = 1, b_stride = 1;
@@ -34,7 +36,8 @@ std::vector<Axis> broadcast_axes(const Tensor& a, const Tensor& b, const Tensor&
     if (size == 1) continue;
     if (!axes.empty()) {
       Axis& inner = axes.back();
-      if (axis.a_stride == inner.size * inner.a_stride && axis.b_stride == inner.size * inner.b_stride) {
+      if (axis.a_stride == inner.size * inner.a_stride &&
+          axis.b_stride == inner.size * inner.b_stride) {
         inner.size *= size;
         continue;
       }
@@ -54,7 +57,8 @@ class BinaryStep final : public Step {
         a_sample_(ctx.tensor(op.a).is_constant ? 0 : element_count(ctx.tensor(op.a).dims)),
         b_sample_(ctx.tensor(op.b).is_constant ? 0 : element_count(ctx.tensor(op.b).dims)),
         kernel_(ctx.kernels().binary_f32) {
-    std::vector<Axis> axes = broadcast_axes(ctx.tensor(op.a), ctx.tensor(op.b), ctx.tensor(op.output));
+    std::vector<Axis> axes =
+        broadcast_axes(ctx.tensor(op.a), ctx.tensor(op.b), ctx.tensor(op.output));
     inner_ = axes.back();
     axes.pop_back();
     n_outer_axes_ = axes.size();
@@ -68,35 +72,38 @@ class BinaryStep final : public Step {
     const float* b = ctx.read<float>(op_.b);
     float* y = ctx.write<float>(op_.output);
     const std::size_t runs = size_ / inner_.size;  // per sample
-    ctx.pool->parallel_for(ctx.n_samples * runs * chunks_, [&](std::size_t begin, std::size_t end, std::size_t) {
-      std::array<std::size_t, kMaxRank> index{};
-      std::size_t a_offset = 0, b_offset = 0;
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t chunk = i % chunks_, run = i / chunks_ % runs, sample = i / chunks_ / runs;
-        if (i == begin) {
-          std::size_t rest = run;
-          for (std::size_t axis = n_outer_axes_; axis-- > 0;) {
-            index[axis] = rest % outer_[axis].size;
-            rest /= outer_[axis].size;
-            a_offset += index[axis] * outer_[axis].a_stride;
-            b_offset += index[axis] * outer_[axis].b_stride;
+    ctx.pool->parallel_for(
+        ctx.n_samples * runs * chunks_, [&](std::size_t begin, std::size_t end, std::size_t) {
+          std::array<std::size_t, kMaxRank> index{};
+          std::size_t a_offset = 0, b_offset = 0;
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t chunk = i % chunks_, run = i / chunks_ % runs,
+                              sample = i / chunks_ / runs;
+            if (i == begin) {
+              std::size_t rest = run;
+              for (std::size_t axis = n_outer_axes_; axis-- > 0;) {
+                index[axis] = rest % outer_[axis].size;
+                rest /= outer_[axis].size;
+                a_offset += index[axis] * outer_[axis].a_stride;
+                b_offset += index[axis] * outer_[axis].b_stride;
+              }
+            }
+            const std::size_t first = chunk * kElementsPerItem;
+            kernel_(op_.kind, a + sample * a_sample_ + a_offset + first * inner_.a_stride,
+                    inner_.a_stride, b + sample * b_sample_ + b_offset + first * inner_.b_stride,
+                    inner_.b_stride, std::min(kElementsPerItem, inner_.size - first),
+                    y + sample * size_ + run * inner_.size + first);
+            if (chunk + 1 != chunks_) continue;
+            for (std::size_t axis = n_outer_axes_; axis-- > 0;) {
+              a_offset += outer_[axis].a_stride;
+              b_offset += outer_[axis].b_stride;
+              if (++index[axis] != outer_[axis].size) break;
+              a_offset -= outer_[axis].size * outer_[axis].a_stride;
+              b_offset -= outer_[axis].size * outer_[axis].b_stride;
+              index[axis] = 0;
+            }
           }
-        }
-        const std::size_t first = chunk * kElementsPerItem;
-        kernel_(op_.kind, a + sample * a_sample_ + a_offset + first * inner_.a_stride, inner_.a_stride,
-                b + sample * b_sample_ + b_offset + first * inner_.b_stride, inner_.b_stride,
-                std::min(kElementsPerItem, inner_.size - first), y + sample * size_ + run * inner_.size + first);
-        if (chunk + 1 != chunks_) continue;
-        for (std::size_t axis = n_outer_axes_; axis-- > 0;) {
-          a_offset += outer_[axis].a_stride;
-          b_offset += outer_[axis].b_stride;
-          if (++index[axis] != outer_[axis].size) break;
-          a_offset -= outer_[axis].size * outer_[axis].a_stride;
-          b_offset -= outer_[axis].size * outer_[axis].b_stride;
-          index[axis] = 0;
-        }
-      }
-    });
+        });
   }
 
  private:

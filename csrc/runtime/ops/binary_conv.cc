@@ -1,14 +1,18 @@
 // Integer convolutions and fully connected layers on packed codes.
 //
-// The kernel knows signs only: with an input level (a_off + sum_i ca_i * s_i) / 2^a_shift and a weight level
-// (sum_j cw_j * t_j) / 2^w_shift, s and t being +-1,
+// The kernel knows signs only: with an input level (a_off + sum_i ca_i * s_i) / 2^a_shift and a
+// weight level (sum_j cw_j * t_j) / 2^w_shift, s and t being +-1,
 //
-//   acc * 2^(a_shift + w_shift) = sum_ij ca_i * cw_j * (K_valid - 2 * popcount_ij)   planes against planes
-//                               + a_off * W_valid                                    offset of the encoding
-//                               + pad_level * 2^a_shift * W_outside                  taps outside the map
+//   acc * 2^(a_shift + w_shift) = sum_ij ca_i * cw_j * (K_valid - 2 * popcount_ij)   planes against
+//   planes
+//                               + a_off * W_valid                                    offset of the
+//                               encoding
+//                               + pad_level * 2^a_shift * W_outside                  taps outside
+//                               the map
 //
-// where K_valid counts the channels of the taps inside the map and W sums sum_j cw_j * t_j over taps and channels. All but the
-// popcounts is known at load: it is the kernel's `base`, one row per class of pixels that see the same taps.
+// where K_valid counts the channels of the taps inside the map and W sums sum_j cw_j * t_j over
+// taps and channels. All but the popcounts is known at load: it is the kernel's `base`, one row per
+// class of pixels that see the same taps.
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -29,15 +33,17 @@ namespace {
 using kernels::BconvParams;
 using kernels::kBconvBlock;
 
-// Weight blocks that one call works on: few enough for their weights to stay in the L1 or L2 cache while the rows of the
-// map pass by. Even, so that a chunk's channels fill whole words of output.
+// Weight blocks that one call works on: few enough for their weights to stay in the L1 or L2 cache
+// while the rows of the map pass by. Even, so that a chunk's channels fill whole words of output.
 constexpr std::size_t kChunkBlocks = 4;
 constexpr std::size_t kSmallChunkBlocks = 2;
 // Samples that a fully connected layer takes at a time, as pixels of one row.
 constexpr std::size_t kBatchTile = 64;
 
-// Copies n_bits bits from bit `first` of src to bit 0 of dst; the rest of the last word is set to 0. Reads no word without bits.
-void extract_bits(const std::uint32_t* src, std::size_t first, std::size_t n_bits, std::uint32_t* dst) noexcept {
+// Copies n_bits bits from bit `first` of src to bit 0 of dst; the rest of the last word is set to
+// 0. Reads no word without bits.
+void extract_bits(const std::uint32_t* src, std::size_t first, std::size_t n_bits,
+                  std::uint32_t* dst) noexcept {
   src += first / kWordBits;
   const std::size_t shift = first % kWordBits;
   for (; n_bits != 0; ++src, ++dst) {
@@ -59,7 +65,8 @@ struct SignPlanes {
 
 SignPlanes sign_planes(const Encoding& encoding) {
   if (encoding.kind == Encoding::Kind::kSignZero) return {{1, 1}, 0, 1};
-  // code = sum_i 2^i * (1 - s_i) / 2, hence 2 * level = 2 * lo + step * (2^planes - 1) - step * sum_i 2^i * s_i.
+  // code = sum_i 2^i * (1 - s_i) / 2, hence 2 * level = 2 * lo + step * (2^planes - 1) - step *
+  // sum_i 2^i * s_i.
   SignPlanes planes;
   const std::int64_t n_codes = std::int64_t{1} << encoding.n_planes();
   for (std::uint32_t i = 0; i < encoding.n_planes(); ++i) {
@@ -76,15 +83,16 @@ SignPlanes sign_planes(const Encoding& encoding) {
   return planes;
 }
 
-// Taps of one axis that fall inside the map, for each output position. They are consecutive; none is {0, 0}.
+// Taps of one axis that fall inside the map, for each output position. They are consecutive; none
+// is {0, 0}.
 using TapRange = std::pair<std::size_t, std::size_t>;
 struct TapClasses {
-  std::vector<TapRange> ranges;          // of each class
-  std::vector<std::uint32_t> class_of;   // of each output position
+  std::vector<TapRange> ranges;         // of each class
+  std::vector<std::uint32_t> class_of;  // of each output position
 };
 
-TapClasses classify(std::size_t out, std::size_t in, std::size_t kernel, std::size_t stride, std::size_t dilation,
-                    std::size_t pad) {
+TapClasses classify(std::size_t out, std::size_t in, std::size_t kernel, std::size_t stride,
+                    std::size_t dilation, std::size_t pad) {
   TapClasses classes;
   std::map<TapRange, std::uint32_t> known;
   for (std::size_t o = 0; o < out; ++o) {
@@ -122,14 +130,17 @@ class BinaryConvStep final : public Step {
         scale_(ctx.kernels().scale_i32_f32) {
     const Encoding& encoding = ctx.tensor(op.input).encoding;
     regroup_ = groups_ > 1 && group_in_ % kWordBits != 0;
-    const bool whole_map = out_.h == 1 && out_.w == 1 && window_.kernel_h == in_.h && window_.kernel_w == in_.w &&
-                           (window_.dilation_h == 1 || in_.h == 1) && (window_.dilation_w == 1 || in_.w == 1) &&
-                           window_.pad_top == 0 && window_.pad_left == 0;
+    const bool whole_map = out_.h == 1 && out_.w == 1 && window_.kernel_h == in_.h &&
+                           window_.kernel_w == in_.w && (window_.dilation_h == 1 || in_.h == 1) &&
+                           (window_.dilation_w == 1 || in_.w == 1) && window_.pad_top == 0 &&
+                           window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
 
     pack_weights(op);
-    rows_ = classify(out_.h, in_.h, window_.kernel_h, window_.stride_h, window_.dilation_h, window_.pad_top);
-    cols_ = classify(out_.w, in_.w, window_.kernel_w, window_.stride_w, window_.dilation_w, window_.pad_left);
+    rows_ = classify(out_.h, in_.h, window_.kernel_h, window_.stride_h, window_.dilation_h,
+                     window_.pad_top);
+    cols_ = classify(out_.w, in_.w, window_.kernel_w, window_.stride_w, window_.dilation_w,
+                     window_.pad_left);
     row_class_ = AlignedBuffer<std::uint32_t>(out_.h);
     for (std::size_t oy = 0; oy < out_.h; ++oy) {
       row_class_[oy] = rows_.class_of[oy] * static_cast<std::uint32_t>(cols_.ranges.size());
@@ -143,7 +154,8 @@ class BinaryConvStep final : public Step {
       zero_free_ = make_params(op, {{1}, 0, 0});
     }
     if (bits_out_) {
-      tables_ = ThresholdTables<std::int32_t>(op.thresholds, op.descending, out_.c, ctx.tensor(op.output).encoding);
+      tables_ = ThresholdTables<std::int32_t>(op.thresholds, op.descending, out_.c,
+                                              ctx.tensor(op.output).encoding);
     } else {
       scales_ = expand(op.scale, out_.c);
       biases_ = expand(op.bias, out_.c);
@@ -158,14 +170,16 @@ class BinaryConvStep final : public Step {
     spills_ = groups_ > 1 && group_out_ % kBconvBlock != 0;
     const std::size_t row_pixels = samples_as_pixels_ ? kBatchTile : out_.w;
     row_values_ = row_pixels * row_stride_;
-    thread_scratch_bytes = (row_values_ + (spills_ ? row_pixels * n_blocks_ * kBconvBlock : 0)) * sizeof(std::int32_t);
+    thread_scratch_bytes =
+        (row_values_ + (spills_ ? row_pixels * n_blocks_ * kBconvBlock : 0)) * sizeof(std::int32_t);
     regrouped_words_ = regroup_ ? in_layout_.planes * in_.h * in_.w * groups_ * words_ : 0;
     sample_scratch_bytes = regrouped_words_ * sizeof(std::uint32_t) + (has_zero_free_ ? 1 : 0);
 
     kernel = ctx.kernel_label(KernelId::bconv_b1_i32);
     macs = out_.h * out_.w * out_.c * window_.kernel_h * window_.kernel_w * group_in_;
-    param_bytes = weights_.bytes() + general_.base.bytes() + zero_free_.base.bytes() + row_class_.bytes() +
-                  col_class_.bytes() + tables_.bytes() + scales_.bytes() + biases_.bytes();
+    param_bytes = weights_.bytes() + general_.base.bytes() + zero_free_.base.bytes() +
+                  row_class_.bytes() + col_class_.bytes() + tables_.bytes() + scales_.bytes() +
+                  biases_.bytes();
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -186,7 +200,8 @@ class BinaryConvStep final : public Step {
     std::vector<BconvParams> groups;
   };
 
-  // File rows (kernel_h, kernel_w, channel) without gaps -> [group][plane][block][kernel_h][kernel_w][words][16].
+  // File rows (kernel_h, kernel_w, channel) without gaps ->
+  // [group][plane][block][kernel_h][kernel_w][words][16].
   void pack_weights(const BinaryConv& op) {
     const std::size_t taps = window_.kernel_h * window_.kernel_w, n_planes = op.w_coefs.size();
     const std::size_t row_words = ceil_div(taps * group_in_, kWordBits);
@@ -207,7 +222,8 @@ class BinaryConvStep final : public Step {
             packed[(tap * words_ + w) * kBconvBlock] = tap_bits[w];
             ones += std::popcount(tap_bits[w]);
           }
-          tap_sums_[o * taps + tap] += op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
+          tap_sums_[o * taps + tap] +=
+              op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
         }
       }
     }
@@ -230,10 +246,13 @@ class BinaryConvStep final : public Step {
     // prefix[y][x]: sum of the tap sums above and left of (y, x)
     std::vector<std::int64_t> prefix((kh + 1) * (kw + 1), 0);
     for (std::size_t o = 0; o < out_.c; ++o) {
-      const auto at = [&](std::size_t y, std::size_t x) -> std::int64_t& { return prefix[y * (kw + 1) + x]; };
+      const auto at = [&](std::size_t y, std::size_t x) -> std::int64_t& {
+        return prefix[y * (kw + 1) + x];
+      };
       for (std::size_t y = 0; y < kh; ++y) {
         for (std::size_t x = 0; x < kw; ++x) {
-          at(y + 1, x + 1) = tap_sums_[(o * kh + y) * kw + x] + at(y, x + 1) + at(y + 1, x) - at(y, x);
+          at(y + 1, x + 1) =
+              tap_sums_[(o * kh + y) * kw + x] + at(y, x + 1) + at(y + 1, x) - at(y, x);
         }
       }
       std::int32_t* base = params.base.data() + o / group_out_ * group_base + o % group_out_;
@@ -241,10 +260,13 @@ class BinaryConvStep final : public Step {
         for (const auto& [x0, x1] : cols_.ranges) {
           const std::int64_t k_valid = static_cast<std::int64_t>((y1 - y0) * (x1 - x0) * group_in_);
           const std::int64_t w_valid = at(y1, x1) - at(y0, x1) - at(y1, x0) + at(y0, x0);
-          const std::int64_t value = coef_sum * k_valid + planes.offset * w_valid +
-                                     op.pad_level * (std::int64_t{1} << planes.shift) * (at(kh, kw) - w_valid);
-          if (std::abs(value) + 2 * coef_magnitude * k_valid > std::numeric_limits<std::int32_t>::max()) {
-            throw Error(ErrorCode::kInvalidModel, "the sums of a binary convolution leave the range of 32 bits");
+          const std::int64_t value =
+              coef_sum * k_valid + planes.offset * w_valid +
+              op.pad_level * (std::int64_t{1} << planes.shift) * (at(kh, kw) - w_valid);
+          if (std::abs(value) + 2 * coef_magnitude * k_valid >
+              std::numeric_limits<std::int32_t>::max()) {
+            throw Error(ErrorCode::kInvalidModel,
+                        "the sums of a binary convolution leave the range of 32 bits");
           }
           *base = static_cast<std::int32_t>(value);
           base += n_blocks_ * kBconvBlock;
@@ -280,7 +302,8 @@ class BinaryConvStep final : public Step {
       p.shift = planes.shift + static_cast<int>(op.w_shift);
       if (samples_as_pixels_) {
         // A sample is a pixel of one row: a 1x1 window over all its words.
-        p.in_h = p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+        p.in_h = p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w =
+            1;
         p.words = p.in_plane_words;
         p.pixel_words = in_layout_.sample_words();
       }
@@ -312,18 +335,22 @@ class BinaryConvStep final : public Step {
     const auto* input = ctx.read<std::uint32_t>(input_);
     auto* scratch = reinterpret_cast<std::uint32_t*>(ctx.sample_scratch);
     const std::size_t pixels = in_layout_.planes * in_.h * in_.w;
-    ctx.pool->parallel_for(ctx.n_samples * pixels, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        for (std::size_t g = 0; g < groups_; ++g) {
-          extract_bits(input + i * in_layout_.words, g * group_in_, group_in_, scratch + (i * groups_ + g) * words_);
-        }
-      }
-    });
+    ctx.pool->parallel_for(ctx.n_samples * pixels,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               for (std::size_t g = 0; g < groups_; ++g) {
+                                 extract_bits(input + i * in_layout_.words, g * group_in_,
+                                              group_in_, scratch + (i * groups_ + g) * words_);
+                               }
+                             }
+                           });
   }
 
-  // Channels [first, first + channels) of n_rows pixels, from accumulators to the output at pixel `out_row` of `sample`.
-  void finish(const RunContext& ctx, const std::int32_t* acc, std::size_t n_rows, std::size_t sample,
-              std::size_t out_row, std::size_t first, std::size_t channels) const noexcept {
+  // Channels [first, first + channels) of n_rows pixels, from accumulators to the output at pixel
+  // `out_row` of `sample`.
+  void finish(const RunContext& ctx, const std::int32_t* acc, std::size_t n_rows,
+              std::size_t sample, std::size_t out_row, std::size_t first,
+              std::size_t channels) const noexcept {
     if (bits_out_) {
       const std::size_t words = ceil_div(out_.c, kWordBits), plane = out_.h * out_.w * words;
       kernels::QuantizeParams<std::int32_t> p{channels,
@@ -333,12 +360,15 @@ class BinaryConvStep final : public Step {
                                               tables_.thresholds.data() + first,
                                               tables_.flip.data() + first / kWordBits,
                                               tables_.code_of_index.data()};
-      std::uint32_t* out = ctx.write<std::uint32_t>(output_) + sample * tables_.n_planes * plane + out_row * words +
-                           first / kWordBits;
-      quantize_(p, acc, n_rows, row_stride_, out, samples_as_pixels_ ? tables_.n_planes * words : words, plane);
+      std::uint32_t* out = ctx.write<std::uint32_t>(output_) + sample * tables_.n_planes * plane +
+                           out_row * words + first / kWordBits;
+      quantize_(p, acc, n_rows, row_stride_, out,
+                samples_as_pixels_ ? tables_.n_planes * words : words, plane);
     } else {
-      float* out = ctx.write<float>(output_) + (sample * out_.h * out_.w + out_row) * out_.c + first;
-      scale_(scales_.data() + first, biases_.data() + first, channels, acc, n_rows, row_stride_, out, out_.c);
+      float* out =
+          ctx.write<float>(output_) + (sample * out_.h * out_.w + out_row) * out_.c + first;
+      scale_(scales_.data() + first, biases_.data() + first, channels, acc, n_rows, row_stride_,
+             out, out_.c);
     }
   }
 
@@ -346,14 +376,17 @@ class BinaryConvStep final : public Step {
     const auto* input = ctx.read<std::uint32_t>(input_);
     const std::uint8_t* flags = has_zero_free_ ? zero_free_flags(ctx) : nullptr;
     const std::size_t tiles = ceil_div(ctx.n_samples, kBatchTile);
-    ctx.pool->parallel_for(tiles * n_chunks_, [&](std::size_t begin, std::size_t end, std::size_t thread) {
+    ctx.pool->parallel_for(tiles * n_chunks_, [&](std::size_t begin, std::size_t end,
+                                                  std::size_t thread) {
       auto* acc = ctx.scratch_of_thread<std::int32_t>(thread);
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t sample = i / n_chunks_ * kBatchTile, block = i % n_chunks_ * chunk_blocks_;
+        const std::size_t sample = i / n_chunks_ * kBatchTile,
+                          block = i % n_chunks_ * chunk_blocks_;
         const std::size_t n_samples = std::min(kBatchTile, ctx.n_samples - sample);
         const std::size_t block_end = std::min(block + chunk_blocks_, n_blocks_);
         const bool zero_free =
-            flags != nullptr && std::all_of(flags + sample, flags + sample + n_samples, [](auto f) { return f != 0; });
+            flags != nullptr &&
+            std::all_of(flags + sample, flags + sample + n_samples, [](auto f) { return f != 0; });
         BconvParams p = (zero_free ? zero_free_ : general_).groups[0];
         p.in_w = p.out_w = n_samples;
         conv_(p, input + sample * in_layout_.sample_words(), 0, block, block_end, acc, row_stride_);
@@ -368,7 +401,8 @@ class BinaryConvStep final : public Step {
                                  : ctx.read<std::uint32_t>(input_);
     const std::size_t sample_words = regroup_ ? regrouped_words_ : in_layout_.sample_words();
     const std::uint8_t* flags = has_zero_free_ ? zero_free_flags(ctx) : nullptr;
-    const std::size_t items = ctx.n_samples * n_chunks_ * out_.h;  // rows innermost: a chunk's weights stay in the cache
+    const std::size_t items =
+        ctx.n_samples * n_chunks_ * out_.h;  // rows innermost: a chunk's weights stay in the cache
     ctx.pool->parallel_for(items, [&](std::size_t begin, std::size_t end, std::size_t thread) {
       auto* acc = ctx.scratch_of_thread<std::int32_t>(thread);
       for (std::size_t i = begin; i < end; ++i) {
@@ -382,15 +416,16 @@ class BinaryConvStep final : public Step {
           finish(ctx, acc, out_.w, sample, oy * out_.w, block * kBconvBlock,
                  std::min(out_.c, block_end * kBconvBlock) - block * kBconvBlock);
         } else {
-          for (std::size_t g = 0; g < groups_; ++g) run_group(params.groups[g], in + g * words_, oy, g, acc);
+          for (std::size_t g = 0; g < groups_; ++g)
+            run_group(params.groups[g], in + g * words_, oy, g, acc);
           finish(ctx, acc, out_.w, sample, oy * out_.w, 0, out_.c);
         }
       }
     });
   }
 
-  void run_group(const BconvParams& params, const std::uint32_t* input, std::size_t oy, std::size_t group,
-                 std::int32_t* row) const noexcept {
+  void run_group(const BconvParams& params, const std::uint32_t* input, std::size_t oy,
+                 std::size_t group, std::int32_t* row) const noexcept {
     if (!spills_) {
       conv_(params, input, oy, 0, n_blocks_, row + group * group_out_, row_stride_);
       return;
@@ -418,7 +453,8 @@ class BinaryConvStep final : public Step {
 
   std::size_t plane_words_ = 0;
   AlignedBuffer<std::uint32_t> weights_;
-  std::vector<std::int64_t> tap_sums_;  // [output channel][tap]: sum of sum_j cw_j * t_j over the channels
+  std::vector<std::int64_t>
+      tap_sums_;  // [output channel][tap]: sum of sum_j cw_j * t_j over the channels
   TapClasses rows_, cols_;
   AlignedBuffer<std::uint32_t> row_class_, col_class_;
   Params general_, zero_free_;

@@ -22,17 +22,31 @@ class BitPoolStep final : public Step {
     const Encoding& encoding = ctx.tensor(op.input).encoding;
     const Map in = map_of(ctx.tensor(op.input));
     const bool sign_zero = encoding.kind == Encoding::Kind::kSignZero;
-    // The larger level has the smaller code (step < 0), or fewer sign bits set in both planes (kSignZero).
+    // The larger level has the smaller code (step < 0), or fewer sign bits set in both planes
+    // (kSignZero).
     const bool descending = sign_zero || encoding.step < 0;
     for (std::size_t c = 0; c < in.c; ++c) {
       const bool take_min = op.take_min.size() != 0 && op.take_min.data()[c] != 0;
       if (take_min != descending) take_min_[c / kWordBits] |= 1U << (c % kWordBits);
     }
     const WindowSizes w = window_sizes(op.window);
-    params_ = {in.h,         in.w,         out_w_,         in_layout_.words,
-               w.kernel_h,   w.kernel_w,   w.stride_h,     w.stride_w,
-               w.dilation_h, w.dilation_w, w.pad_top,      w.pad_left,
-               in_layout_.planes, in_layout_.plane_words(), out_layout_.plane_words(), sign_zero, take_min_.data()};
+    params_ = {in.h,
+               in.w,
+               out_w_,
+               in_layout_.words,
+               w.kernel_h,
+               w.kernel_w,
+               w.stride_h,
+               w.stride_w,
+               w.dilation_h,
+               w.dilation_w,
+               w.pad_top,
+               w.pad_left,
+               in_layout_.planes,
+               in_layout_.plane_words(),
+               out_layout_.plane_words(),
+               sign_zero,
+               take_min_.data()};
     kernel = ctx.kernel_label(KernelId::bit_pool_bits);
     param_bytes = take_min_.bytes();
   }
@@ -40,13 +54,14 @@ class BitPoolStep final : public Step {
   void run(const RunContext& ctx) const noexcept override {
     const auto* in = ctx.read<std::uint32_t>(input_);
     auto* out = ctx.write<std::uint32_t>(output_);
-    ctx.pool->parallel_for(ctx.n_samples * out_h_, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t sample = i / out_h_, oy = i % out_h_;
-        kernel_(params_, in + sample * in_layout_.sample_words(), oy,
-                out + sample * out_layout_.sample_words() + oy * out_w_ * out_layout_.words);
-      }
-    });
+    ctx.pool->parallel_for(
+        ctx.n_samples * out_h_, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t sample = i / out_h_, oy = i % out_h_;
+            kernel_(params_, in + sample * in_layout_.sample_words(), oy,
+                    out + sample * out_layout_.sample_words() + oy * out_w_ * out_layout_.words);
+          }
+        });
   }
 
  private:

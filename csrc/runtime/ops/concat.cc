@@ -23,16 +23,18 @@ class ConcatStep final : public Step {
   }
 
   void run(const RunContext& ctx) const noexcept override {
-    ctx.pool->parallel_for(ctx.n_samples * outer_, [&](std::size_t begin, std::size_t end, std::size_t) {
-      float* y = ctx.write<float>(output_) + begin * row_;
-      for (std::size_t i = begin; i < end; ++i) {
-        for (const Part& part : parts_) {
-          const float* x = ctx.read<float>(part.tensor) + i / outer_ * part.sample + i % outer_ * part.row;
-          std::memcpy(y, x, part.row * sizeof(float));
-          y += part.row;
-        }
-      }
-    });
+    ctx.pool->parallel_for(
+        ctx.n_samples * outer_, [&](std::size_t begin, std::size_t end, std::size_t) {
+          float* y = ctx.write<float>(output_) + begin * row_;
+          for (std::size_t i = begin; i < end; ++i) {
+            for (const Part& part : parts_) {
+              const float* x =
+                  ctx.read<float>(part.tensor) + i / outer_ * part.sample + i % outer_ * part.row;
+              std::memcpy(y, x, part.row * sizeof(float));
+              y += part.row;
+            }
+          }
+        });
   }
 
  private:

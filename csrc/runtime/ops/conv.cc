@@ -40,9 +40,9 @@ class ConvStep final : public Step {
       }
     }
     for (std::size_t g = 0; g < groups_; ++g) {
-      params_.push_back({in_.h, in_.w, out_.w, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w, w.dilation_h,
-                         w.dilation_w, w.pad_top, w.pad_left, group_in, group_out, in_.c,
-                         weights_.data() + g * n_blocks_ * row * kConvBlock,
+      params_.push_back({in_.h, in_.w, out_.w, w.kernel_h, w.kernel_w, w.stride_h, w.stride_w,
+                         w.dilation_h, w.dilation_w, w.pad_top, w.pad_left, group_in, group_out,
+                         in_.c, weights_.data() + g * n_blocks_ * row * kConvBlock,
                          biases_.data() + g * n_blocks_ * kConvBlock});
     }
     kernel = ctx.kernel_label(KernelId::conv_f32);
@@ -60,8 +60,8 @@ class ConvStep final : public Step {
         const std::size_t sample = i / (chunks * out_.h), oy = i % out_.h;
         const std::size_t block = i / out_.h % chunks * kBlocksPerItem;
         for (std::size_t g = 0; g < groups_; ++g) {
-          kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy, block,
-                  std::min(block + kBlocksPerItem, n_blocks_),
+          kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy,
+                  block, std::min(block + kBlocksPerItem, n_blocks_),
                   y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out, out_.c);
         }
       }
@@ -79,6 +79,8 @@ class ConvStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> prepare(const Conv& op, const PrepareContext& ctx) { return std::make_unique<ConvStep>(op, ctx); }
+std::unique_ptr<Step> prepare(const Conv& op, const PrepareContext& ctx) {
+  return std::make_unique<ConvStep>(op, ctx);
+}
 
 }  // namespace tac

@@ -38,14 +38,15 @@ class DequantizeStep final : public Step {
     const auto* bits = ctx.read<std::uint32_t>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t items = ceil_div(layout_.rows, rows_per_item_);
-    ctx.pool->parallel_for(ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t sample = i / items, row = i % items * rows_per_item_;
-        kernel_(params_, bits + sample * layout_.sample_words() + row * layout_.words,
-                std::min(rows_per_item_, layout_.rows - row), layout_.words, layout_.plane_words(),
-                y + (sample * layout_.rows + row) * channels_);
-      }
-    });
+    ctx.pool->parallel_for(
+        ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t sample = i / items, row = i % items * rows_per_item_;
+            kernel_(params_, bits + sample * layout_.sample_words() + row * layout_.words,
+                    std::min(rows_per_item_, layout_.rows - row), layout_.words,
+                    layout_.plane_words(), y + (sample * layout_.rows + row) * channels_);
+          }
+        });
   }
 
  private:

@@ -1,8 +1,7 @@
 // Dense float fully connected layers.
-#include "kernels/flinear/flinear.h"
-
 #include <algorithm>
 
+#include "kernels/flinear/flinear.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -26,8 +25,10 @@ class LinearStep final : public Step {
     n_blocks_ = ceil_div(out_features, kLinearBlock);
     weights_ = AlignedBuffer<float>(n_blocks_ * in_features * kLinearBlock);
     for (std::size_t o = 0; o < out_features; ++o) {
-      float* packed = weights_.data() + o / kLinearBlock * in_features * kLinearBlock + o % kLinearBlock;
-      for (std::size_t k = 0; k < in_features; ++k) packed[k * kLinearBlock] = op.weights.data()[o * in_features + k];
+      float* packed =
+          weights_.data() + o / kLinearBlock * in_features * kLinearBlock + o % kLinearBlock;
+      for (std::size_t k = 0; k < in_features; ++k)
+        packed[k * kLinearBlock] = op.weights.data()[o * in_features + k];
     }
     bias_ = expand(op.bias, out_features);
     params_ = {in_features, out_features, weights_.data(), bias_.data()};
@@ -40,13 +41,16 @@ class LinearStep final : public Step {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
-    ctx.pool->parallel_for(ceil_div(n_rows, kRowsPerItem) * chunks, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t row = i / chunks * kRowsPerItem, block = i % chunks * kBlocksPerItem;
-        kernel_(params_, x + row * params_.in_features, std::min(kRowsPerItem, n_rows - row), params_.in_features, block,
-                std::min(block + kBlocksPerItem, n_blocks_), y + row * params_.out_features, params_.out_features);
-      }
-    });
+    ctx.pool->parallel_for(
+        ceil_div(n_rows, kRowsPerItem) * chunks,
+        [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t row = i / chunks * kRowsPerItem, block = i % chunks * kBlocksPerItem;
+            kernel_(params_, x + row * params_.in_features, std::min(kRowsPerItem, n_rows - row),
+                    params_.in_features, block, std::min(block + kBlocksPerItem, n_blocks_),
+                    y + row * params_.out_features, params_.out_features);
+          }
+        });
   }
 
  private:

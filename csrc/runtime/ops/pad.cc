@@ -19,7 +19,8 @@ class PadStep final : public Step {
         out_size_(element_count(ctx.tensor(op.output).dims)) {
     const Tensor& in = ctx.tensor(op.input);
     const Tensor& out = ctx.tensor(op.output);
-    for (std::size_t i = 0; i < in.dims.size(); ++i) axes_.push_back({in.dims[i], out.dims[i], op.begin[i]});
+    for (std::size_t i = 0; i < in.dims.size(); ++i)
+      axes_.push_back({in.dims[i], out.dims[i], op.begin[i]});
     if (axes_.empty()) axes_.push_back({1, 1, 0});
     rows_ = out_size_ / static_cast<std::size_t>(axes_.back().out);
     kernel = "copy";
@@ -28,11 +29,13 @@ class PadStep final : public Step {
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
-    ctx.pool->parallel_for(ctx.n_samples * rows_, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        copy_row(x + i / rows_ * in_size_, i % rows_, y + i * static_cast<std::size_t>(axes_.back().out));
-      }
-    });
+    ctx.pool->parallel_for(ctx.n_samples * rows_,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               copy_row(x + i / rows_ * in_size_, i % rows_,
+                                        y + i * static_cast<std::size_t>(axes_.back().out));
+                             }
+                           });
   }
 
  private:
@@ -54,10 +57,12 @@ class PadStep final : public Step {
     }
     // Output positions [from, to) come from the input.
     const std::int64_t from = inside ? std::clamp<std::int64_t>(last.begin, 0, last.out) : last.out;
-    const std::int64_t to = inside ? std::clamp<std::int64_t>(last.begin + last.in, from, last.out) : last.out;
+    const std::int64_t to =
+        inside ? std::clamp<std::int64_t>(last.begin + last.in, from, last.out) : last.out;
     std::fill_n(y, from, value_);
     if (to > from) {
-      std::memcpy(y + from, x + offset + (from - last.begin), static_cast<std::size_t>(to - from) * sizeof(float));
+      std::memcpy(y + from, x + offset + (from - last.begin),
+                  static_cast<std::size_t>(to - from) * sizeof(float));
     }
     std::fill_n(y + to, last.out - to, value_);
   }
@@ -70,6 +75,8 @@ class PadStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> prepare(const Pad& op, const PrepareContext& ctx) { return std::make_unique<PadStep>(op, ctx); }
+std::unique_ptr<Step> prepare(const Pad& op, const PrepareContext& ctx) {
+  return std::make_unique<PadStep>(op, ctx);
+}
 
 }  // namespace tac

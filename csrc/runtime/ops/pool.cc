@@ -17,20 +17,35 @@ class PoolStep final : public Step {
         out_(map_of(ctx.tensor(op.output))),
         kernel_(ctx.kernels().pool_f32) {
     const WindowSizes w = window_sizes(op.window);
-    params_ = {in_.h,      in_.w,         out_.w,       in_.c,         w.kernel_h,  w.kernel_w,
-               w.stride_h, w.stride_w,    w.dilation_h, w.dilation_w,  w.pad_top,   w.pad_left,
-               w.pad_bottom, w.pad_right, op.kind == PoolKind::kAverage, op.count_include_pad};
+    params_ = {in_.h,
+               in_.w,
+               out_.w,
+               in_.c,
+               w.kernel_h,
+               w.kernel_w,
+               w.stride_h,
+               w.stride_w,
+               w.dilation_h,
+               w.dilation_w,
+               w.pad_top,
+               w.pad_left,
+               w.pad_bottom,
+               w.pad_right,
+               op.kind == PoolKind::kAverage,
+               op.count_include_pad};
     kernel = ctx.kernel_label(KernelId::pool_f32);
   }
 
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
-    ctx.pool->parallel_for(ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        kernel_(params_, x + i / out_.h * in_.h * in_.w * in_.c, i % out_.h, y + i * out_.w * out_.c);
-      }
-    });
+    ctx.pool->parallel_for(ctx.n_samples * out_.h,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               kernel_(params_, x + i / out_.h * in_.h * in_.w * in_.c, i % out_.h,
+                                       y + i * out_.w * out_.c);
+                             }
+                           });
   }
 
  private:
@@ -42,6 +57,8 @@ class PoolStep final : public Step {
 
 }  // namespace
 
-std::unique_ptr<Step> prepare(const Pool& op, const PrepareContext& ctx) { return std::make_unique<PoolStep>(op, ctx); }
+std::unique_ptr<Step> prepare(const Pool& op, const PrepareContext& ctx) {
+  return std::make_unique<PoolStep>(op, ctx);
+}
 
 }  // namespace tac

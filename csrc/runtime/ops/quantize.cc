@@ -35,14 +35,16 @@ class QuantizeStep final : public Step {
     const float* x = ctx.read<float>(input_);
     auto* out = ctx.write<std::uint32_t>(output_);
     const std::size_t items = ceil_div(layout_.rows, rows_per_item_);
-    ctx.pool->parallel_for(ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t sample = i / items, row = i % items * rows_per_item_;
-        kernel_(params_, x + (sample * layout_.rows + row) * channels_, std::min(rows_per_item_, layout_.rows - row),
-                channels_, out + sample * layout_.sample_words() + row * layout_.words, layout_.words,
-                layout_.plane_words());
-      }
-    });
+    ctx.pool->parallel_for(
+        ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t sample = i / items, row = i % items * rows_per_item_;
+            kernel_(params_, x + (sample * layout_.rows + row) * channels_,
+                    std::min(rows_per_item_, layout_.rows - row), channels_,
+                    out + sample * layout_.sample_words() + row * layout_.words, layout_.words,
+                    layout_.plane_words());
+          }
+        });
   }
 
  private:

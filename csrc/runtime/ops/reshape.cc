@@ -3,6 +3,8 @@
 
 namespace tac {
 
-std::unique_ptr<Step> prepare(const Reshape&, const PrepareContext&) { return nullptr; }
+std::unique_ptr<Step> prepare(const Reshape&, const PrepareContext&) {
+  return nullptr;
+}
 
 }  // namespace tac

@@ -36,20 +36,24 @@ class SoftmaxStep final : public Step {
       return;
     }
     const std::size_t tiles = ceil_div(inner_, kColumns);
-    ctx.pool->parallel_for(matrices * tiles, [&](std::size_t begin, std::size_t end, std::size_t thread) {
-      auto* rows = ctx.scratch_of_thread<float>(thread);
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t first = i % tiles * kColumns, columns = std::min(kColumns, inner_ - first);
-        const std::size_t offset = i / tiles * size_ * inner_ + first;
-        for (std::size_t k = 0; k < size_; ++k) {
-          for (std::size_t c = 0; c < columns; ++c) rows[c * size_ + k] = x[offset + k * inner_ + c];
-        }
-        kernel_(log_, rows, columns, size_, rows);
-        for (std::size_t k = 0; k < size_; ++k) {
-          for (std::size_t c = 0; c < columns; ++c) y[offset + k * inner_ + c] = rows[c * size_ + k];
-        }
-      }
-    });
+    ctx.pool->parallel_for(matrices * tiles,
+                           [&](std::size_t begin, std::size_t end, std::size_t thread) {
+                             auto* rows = ctx.scratch_of_thread<float>(thread);
+                             for (std::size_t i = begin; i < end; ++i) {
+                               const std::size_t first = i % tiles * kColumns,
+                                                 columns = std::min(kColumns, inner_ - first);
+                               const std::size_t offset = i / tiles * size_ * inner_ + first;
+                               for (std::size_t k = 0; k < size_; ++k) {
+                                 for (std::size_t c = 0; c < columns; ++c)
+                                   rows[c * size_ + k] = x[offset + k * inner_ + c];
+                               }
+                               kernel_(log_, rows, columns, size_, rows);
+                               for (std::size_t k = 0; k < size_; ++k) {
+                                 for (std::size_t c = 0; c < columns; ++c)
+                                   y[offset + k * inner_ + c] = rows[c * size_ + k];
+                               }
+                             }
+                           });
   }
 
  private:

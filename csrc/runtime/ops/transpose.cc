@@ -38,8 +38,9 @@ std::vector<Axis> permuted_axes(const Tensor& in, const std::vector<std::int64_t
   return axes;
 }
 
-// Seen as matrices: a [.., rows, .., cols] tensor whose output ends in (cols-like, rows-like) axes is a stack of matrix
-// transpositions; [C, H, W] -> [H, W, C] is a single one. If the last axis stays, runs are copied whole.
+// Seen as matrices: a [.., rows, .., cols] tensor whose output ends in (cols-like, rows-like) axes
+// is a stack of matrix transpositions; [C, H, W] -> [H, W, C] is a single one. If the last axis
+// stays, runs are copied whole.
 class TransposeStep final : public Step {
  public:
   TransposeStep(const Transpose& op, const PrepareContext& ctx)
@@ -67,7 +68,8 @@ class TransposeStep final : public Step {
           offset += rest % axes_[axis].size * axes_[axis].in_stride;
           rest /= axes_[axis].size;
         }
-        copy_rows(x + offset, first, std::min(first + kTile, major_.size), y + matrix * major_.size * minor_.size);
+        copy_rows(x + offset, first, std::min(first + kTile, major_.size),
+                  y + matrix * major_.size * minor_.size);
       }
     });
   }
@@ -84,7 +86,8 @@ class TransposeStep final : public Step {
       const std::size_t tile_end = std::min(tile + kTile, minor_.size);
       for (std::size_t r = begin; r < end; ++r) {
         const float* in = x + r * major_.in_stride;
-        for (std::size_t c = tile; c < tile_end; ++c) y[r * minor_.size + c] = in[c * minor_.in_stride];
+        for (std::size_t c = tile; c < tile_end; ++c)
+          y[r * minor_.size + c] = in[c * minor_.in_stride];
       }
     }
   }

@@ -22,10 +22,12 @@ class UnaryStep final : public Step {
     const float* x = ctx.read<float>(op_.input);
     float* y = ctx.write<float>(op_.output);
     const std::size_t size = ctx.n_samples * size_;
-    ctx.pool->parallel_for(ceil_div(size, kElementsPerItem), [&](std::size_t begin, std::size_t end, std::size_t) {
-      const std::size_t first = begin * kElementsPerItem, last = std::min(size, end * kElementsPerItem);
-      kernel_(op_.kind, op_.alpha, op_.beta, x + first, last - first, y + first);
-    });
+    ctx.pool->parallel_for(
+        ceil_div(size, kElementsPerItem), [&](std::size_t begin, std::size_t end, std::size_t) {
+          const std::size_t first = begin * kElementsPerItem,
+                            last = std::min(size, end * kElementsPerItem);
+          kernel_(op_.kind, op_.alpha, op_.beta, x + first, last - first, y + first);
+        });
   }
 
  private:

@@ -1,0 +1,423 @@
+// Evaluates a graph sample by sample on plain numbers: levels, not bits; loops, not kernels. Shares
+// no code with the runtime.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <variant>
+#include <vector>
+
+#include "ir/graph.h"
+
+namespace tac::test {
+
+// Row-major over the per-sample dims. Levels of bits are whole numbers; float sums are made in
+// double, then rounded.
+using Values = std::vector<double>;
+using Dims = std::vector<std::int64_t>;
+
+inline std::int64_t count(const Dims& dims) {
+  return std::accumulate(dims.begin(), dims.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+inline int lowest_level(const Encoding& e) {
+  if (e.kind == Encoding::Kind::kSignZero) return -1;
+  return std::min(e.lo, e.lo + e.step * (static_cast<int>(e.n_levels) - 1));
+}
+inline int level_at(const Encoding& e, int index) {
+  return lowest_level(e) + std::abs(e.step) * index;
+}
+
+class NaiveGraph {
+ public:
+  explicit NaiveGraph(const Graph& graph) : graph_(graph) {}
+
+  // All tensors of one sample, from its inputs.
+  std::vector<Values> run(const std::vector<Values>& inputs) {
+    values_.assign(graph_.tensors.size(), {});
+    for (std::size_t i = 0; i < inputs.size(); ++i) values_[graph_.inputs[i].tensor] = inputs[i];
+    for (std::size_t t = 0; t < graph_.tensors.size(); ++t) {
+      if (!graph_.tensors[t].is_constant) continue;
+      const auto* data = reinterpret_cast<const float*>(graph_.tensors[t].data.data());
+      values_[t].assign(data, data + count(graph_.tensors[t].dims));
+    }
+    for (const Op& op : graph_.ops) {
+      std::visit([&](const auto& held) { eval(held); }, op.op);
+    }
+    return values_;
+  }
+
+ private:
+  const Tensor& tensor(TensorId id) const { return graph_.tensors[id]; }
+  static float f32(double v) { return static_cast<float>(v); }
+
+  template <class T>
+  static double threshold_level(const BlobOf<T>& thresholds, const BlobOf<std::uint8_t>& descending,
+                                double x, std::int64_t c, const Encoding& e) {
+    const int steps = static_cast<int>(e.n_levels) - 1;
+    const std::int64_t row = thresholds.size() == static_cast<std::size_t>(steps) ? 0 : c;
+    int n = 0;
+    for (int t = 0; t < steps; ++t)
+      n += x >= static_cast<double>(thresholds.data()[row * steps + t]) ? 1 : 0;
+    const bool down = descending.size() != 0 && descending.data()[row] != 0;
+    return level_at(e, down ? steps - n : n);
+  }
+
+  void eval(const std::monostate&) {}
+
+  void eval(const BinaryConv& op) {
+    const Tensor& out = tensor(op.output);
+    const Dims in_dims = map_dims(tensor(op.input).dims), out_dims = map_dims(out.dims);
+    const std::int64_t cg = in_dims[2] / op.groups, og = out_dims[2] / op.groups;
+    const std::int64_t kh = op.window.kernel[0], kw = op.window.kernel[1];
+    const std::int64_t row_words = (kh * kw * cg + 31) / 32;
+    Values& y = values_[op.output];
+    for (std::int64_t oy = 0; oy < out_dims[0]; ++oy) {
+      for (std::int64_t ox = 0; ox < out_dims[1]; ++ox) {
+        for (std::int64_t o = 0; o < out_dims[2]; ++o) {
+          std::int64_t acc = 0;
+          for (std::int64_t ky = 0; ky < kh; ++ky) {
+            for (std::int64_t kx = 0; kx < kw; ++kx) {
+              for (std::int64_t c = 0; c < cg; ++c) {
+                const std::int64_t bit = (ky * kw + kx) * cg + c;
+                std::int64_t weight = 0;
+                for (std::size_t p = 0; p < op.w_coefs.size(); ++p) {
+                  const std::int64_t row = static_cast<std::int64_t>(p) * out_dims[2] + o;
+                  const std::uint32_t word = op.weights.data()[row * row_words + bit / 32];
+                  weight += (word >> (bit % 32) & 1) != 0 ? -op.w_coefs[p] : op.w_coefs[p];
+                }
+                weight /= std::int64_t{1} << op.w_shift;
+                const double* x = tap(op.input, op.window, in_dims, oy, ox, ky, kx);
+                acc += weight * (x == nullptr ? op.pad_level
+                                              : static_cast<std::int64_t>(x[o / og * cg + c]));
+              }
+            }
+          }
+          if (out.dtype == DType::kBits) {
+            y.push_back(threshold_level(op.thresholds, op.descending, static_cast<double>(acc), o,
+                                        out.encoding));
+          } else {
+            const float scaled = op.scale.data()[o] * static_cast<float>(acc);
+            y.push_back(scaled + op.bias.data()[o]);
+          }
+        }
+      }
+    }
+  }
+
+  void eval(const Quantize& op) {
+    const std::int64_t channels = tensor(op.input).dims.back();
+    const Values& x = values_[op.input];
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      values_[op.output].push_back(threshold_level(op.thresholds, op.descending, x[i],
+                                                   static_cast<std::int64_t>(i) % channels,
+                                                   tensor(op.output).encoding));
+    }
+  }
+
+  void eval(const Dequantize& op) {
+    const Encoding& e = tensor(op.input).encoding;
+    const std::int64_t channels = tensor(op.input).dims.back();
+    const bool shared = op.values.size() == e.n_levels;
+    const Values& x = values_[op.input];
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const int index = (static_cast<int>(x[i]) - lowest_level(e)) / std::abs(e.step);
+      const std::int64_t row = shared ? 0 : static_cast<std::int64_t>(i) % channels;
+      values_[op.output].push_back(op.values.data()[row * e.n_levels + index]);
+    }
+  }
+
+  void eval(const BitPool& op) {
+    pool(op.input, op.output, op.window,
+         [&](const std::vector<const double*>& taps, std::int64_t c, std::int64_t) {
+           const bool smallest = op.take_min.size() != 0 && op.take_min.data()[c] != 0;
+           double best = taps[0][c];
+           for (const double* t : taps)
+             best = smallest ? std::min(best, t[c]) : std::max(best, t[c]);
+           return best;
+         });
+  }
+
+  void eval(const Pool& op) {
+    pool(op.input, op.output, op.window,
+         [&](const std::vector<const double*>& taps, std::int64_t c, std::int64_t padded) {
+           if (op.kind == PoolKind::kMax) {
+             double best = taps[0][c];
+             for (const double* t : taps) best = std::max(best, t[c]);
+             return best;
+           }
+           double sum = 0;
+           for (const double* t : taps) sum += t[c];
+           const auto n = op.count_include_pad ? static_cast<double>(padded)
+                                               : static_cast<double>(taps.size());
+           return static_cast<double>(f32(sum) / f32(n));
+         });
+  }
+
+  void eval(const CodebookLinear& op) {
+    const std::int64_t k_size = tensor(op.input).dims.back(),
+                       o_size = tensor(op.output).dims.back();
+    std::vector<double> weights(static_cast<std::size_t>(k_size * o_size), 0.0);
+    std::int64_t n_coded = 0;
+    for (std::int64_t o = 0; o < o_size; ++o) {
+      for (std::int64_t k = 0; k < k_size; ++k) {
+        const std::int64_t words = (k_size + 31) / 32;
+        if (op.bitmap.size() != 0 && (op.bitmap.data()[o * words + k / 32] >> (k % 32) & 1) == 0)
+          continue;
+        unsigned code = 0;
+        for (std::int64_t b = 0; b < op.code_bits; ++b) {
+          const std::int64_t bit = n_coded * op.code_bits + b;
+          code |= (op.codes.data()[bit / 8] >> (bit % 8) & 1U) << b;
+        }
+        ++n_coded;
+        weights[static_cast<std::size_t>(o * k_size + k)] = op.codebook.data()[code];
+      }
+    }
+    dense(op.input, op.output, weights, op.bias);
+  }
+
+  void eval(const Linear& op) {
+    dense(op.input, op.output, Values(op.weights.data(), op.weights.data() + op.weights.size()),
+          op.bias);
+  }
+
+  void eval(const Conv& op) {
+    const Dims in_dims = tensor(op.input).dims, out_dims = tensor(op.output).dims;
+    const std::int64_t cg = in_dims[2] / op.groups, og = out_dims[2] / op.groups;
+    const std::int64_t kh = op.window.kernel[0], kw = op.window.kernel[1];
+    for (std::int64_t oy = 0; oy < out_dims[0]; ++oy) {
+      for (std::int64_t ox = 0; ox < out_dims[1]; ++ox) {
+        for (std::int64_t o = 0; o < out_dims[2]; ++o) {
+          double sum = op.bias.data()[o];
+          for (std::int64_t ky = 0; ky < kh; ++ky) {
+            for (std::int64_t kx = 0; kx < kw; ++kx) {
+              const double* x = tap(op.input, op.window, in_dims, oy, ox, ky, kx);
+              for (std::int64_t c = 0; x != nullptr && c < cg; ++c) {
+                sum += double{op.weights.data()[((o * kh + ky) * kw + kx) * cg + c]} *
+                       x[o / og * cg + c];
+              }
+            }
+          }
+          values_[op.output].push_back(f32(sum));
+        }
+      }
+    }
+  }
+
+  void eval(const Affine& op) {
+    const std::int64_t channels = tensor(op.input).dims.back();
+    const Values& x = values_[op.input];
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::int64_t c = static_cast<std::int64_t>(i) % channels;
+      const float product = op.scale.data()[op.scale.size() == 1 ? 0 : c] * f32(x[i]);
+      values_[op.output].push_back(product + op.shift.data()[op.shift.size() == 1 ? 0 : c]);
+    }
+  }
+
+  void eval(const Unary& op) {
+    for (const double x : values_[op.input]) {
+      values_[op.output].push_back(f32([&]() -> double {
+        const double a = op.alpha, b = op.beta;
+        switch (op.kind) {
+          case UnaryKind::kRelu: return std::max(x, 0.0);
+          case UnaryKind::kClip: return std::min(std::max(x, a), b);
+          case UnaryKind::kLeakyRelu: return x < 0 ? a * x : x;
+          case UnaryKind::kSigmoid: return 1 / (1 + std::exp(-x));
+          case UnaryKind::kTanh: return std::tanh(x);
+          case UnaryKind::kHardSigmoid: return std::clamp(double{f32(a * x)} + b, 0.0, 1.0);
+          case UnaryKind::kHardSwish:
+            return x * double{f32(std::clamp(double{f32(x / 6)} + 0.5, 0.0, 1.0))};
+          case UnaryKind::kAbs: return std::abs(x);
+          case UnaryKind::kNeg: return -x;
+          case UnaryKind::kSqrt: return std::sqrt(x);
+          case UnaryKind::kExp: return std::exp(x);
+          case UnaryKind::kSign: return x > 0 ? 1 : x < 0 ? -1 : 0;
+          case UnaryKind::kFloor: return std::floor(x);
+          case UnaryKind::kCeil: return std::ceil(x);
+          case UnaryKind::kRound: return std::nearbyint(x);
+        }
+        std::abort();
+      }()));
+    }
+  }
+
+  void eval(const Binary& op) {
+    const Dims &a_dims = tensor(op.a).dims, &b_dims = tensor(op.b).dims,
+               &dims = tensor(op.output).dims;
+    const std::int64_t n = count(dims);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const double a = values_[op.a][broadcast_index(i, dims, a_dims)];
+      const double b = values_[op.b][broadcast_index(i, dims, b_dims)];
+      values_[op.output].push_back(f32([&]() -> double {
+        switch (op.kind) {
+          case BinaryKind::kAdd: return a + b;
+          case BinaryKind::kSub: return a - b;
+          case BinaryKind::kMul: return a * b;
+          case BinaryKind::kDiv: return a / b;
+          case BinaryKind::kMin: return std::min(a, b);
+          case BinaryKind::kMax: return std::max(a, b);
+          case BinaryKind::kPow: return std::pow(a, b);
+          case BinaryKind::kPRelu: return a < 0 ? b * a : a;
+        }
+        std::abort();
+      }()));
+    }
+  }
+
+  void eval(const Concat& op) {
+    const Dims& dims = tensor(op.output).dims;
+    const auto axis = static_cast<std::size_t>(op.axis);
+    const std::int64_t n = count(dims);
+    for (std::int64_t i = 0; i < n; ++i) {
+      Dims index = split(i, dims);
+      for (const TensorId id : op.inputs.ids) {
+        const Dims& part = tensor(id).dims;
+        if (index[axis] < part[axis]) {
+          values_[op.output].push_back(values_[id][flat(index, part)]);
+          break;
+        }
+        index[axis] -= part[axis];
+      }
+    }
+  }
+
+  void eval(const Reshape& op) { values_[op.output] = values_[op.input]; }
+
+  void eval(const Transpose& op) {
+    const Dims &in = tensor(op.input).dims, &out = tensor(op.output).dims;
+    const std::int64_t n = count(out);
+    for (std::int64_t i = 0; i < n; ++i) {
+      const Dims index = split(i, out);
+      Dims from(index.size());
+      for (std::size_t a = 0; a < index.size(); ++a)
+        from[static_cast<std::size_t>(op.perm[a])] = index[a];
+      values_[op.output].push_back(values_[op.input][flat(from, in)]);
+    }
+  }
+
+  void eval(const Pad& op) {
+    const Dims &in = tensor(op.input).dims, &out = tensor(op.output).dims;
+    const std::int64_t n = count(out);
+    for (std::int64_t i = 0; i < n; ++i) {
+      Dims index = split(i, out);
+      bool inside = true;
+      for (std::size_t a = 0; a < index.size(); ++a) {
+        index[a] -= op.begin[a];
+        inside = inside && index[a] >= 0 && index[a] < in[a];
+      }
+      values_[op.output].push_back(inside ? values_[op.input][flat(index, in)] : double{op.value});
+    }
+  }
+
+  void eval(const Softmax& op) {
+    const Values& x = values_[op.input];
+    Values& y = values_[op.output];
+    y.resize(x.size());
+    along(tensor(op.input).dims, op.axis, [&](const std::vector<std::size_t>& line) {
+      double top = x[line[0]], sum = 0;
+      for (const std::size_t i : line) top = std::max(top, x[i]);
+      for (const std::size_t i : line) sum += std::exp(x[i] - top);
+      for (const std::size_t i : line)
+        y[i] = op.log ? x[i] - top - std::log(sum) : std::exp(x[i] - top) / sum;
+    });
+  }
+
+  void eval(const ArgMax& op) {
+    const Values& x = values_[op.input];
+    along(tensor(op.input).dims, op.axis, [&](const std::vector<std::size_t>& line) {
+      std::size_t best = 0;
+      for (std::size_t i = 1; i < line.size(); ++i) {
+        if (x[line[i]] > x[line[best]] || (op.select_last && x[line[i]] == x[line[best]])) best = i;
+      }
+      values_[op.output].push_back(static_cast<double>(best));
+    });
+  }
+
+  static Dims map_dims(const Dims& dims) { return dims.size() == 3 ? dims : Dims{1, 1, dims[0]}; }
+
+  static Dims split(std::int64_t i, const Dims& dims) {
+    Dims index(dims.size());
+    for (std::size_t a = dims.size(); a-- > 0; i /= dims[a]) index[a] = i % dims[a];
+    return index;
+  }
+  static std::size_t flat(const Dims& index, const Dims& dims) {
+    std::int64_t i = 0;
+    for (std::size_t a = 0; a < dims.size(); ++a) i = i * dims[a] + index[a];
+    return static_cast<std::size_t>(i);
+  }
+  static std::size_t broadcast_index(std::int64_t i, const Dims& dims, const Dims& operand) {
+    Dims index = split(i, dims);
+    index.erase(index.begin(), index.end() - static_cast<std::ptrdiff_t>(operand.size()));
+    for (std::size_t a = 0; a < operand.size(); ++a) index[a] = operand[a] == 1 ? 0 : index[a];
+    return flat(index, operand);
+  }
+
+  // The channels under tap (ky, kx) of output (oy, ox), nullptr outside the map.
+  const double* tap(TensorId input, const Window& w, const Dims& in, std::int64_t oy,
+                    std::int64_t ox, std::int64_t ky, std::int64_t kx) const {
+    const std::int64_t y = oy * w.strides[0] - w.pads[0] + ky * w.dilations[0];
+    const std::int64_t x = ox * w.strides[1] - w.pads[1] + kx * w.dilations[1];
+    if (y < 0 || y >= in[0] || x < 0 || x >= in[1]) return nullptr;
+    return values_[input].data() + (y * in[1] + x) * in[2];
+  }
+
+  // fn(taps inside the map, channel, number of taps inside the padded map)
+  template <class Fn>
+  void pool(TensorId input, TensorId output, const Window& w, const Fn& fn) {
+    const Dims in = tensor(input).dims, out = tensor(output).dims;
+    for (std::int64_t oy = 0; oy < out[0]; ++oy) {
+      for (std::int64_t ox = 0; ox < out[1]; ++ox) {
+        std::vector<const double*> taps;
+        std::int64_t padded = 0;
+        for (std::int64_t ky = 0; ky < w.kernel[0]; ++ky) {
+          for (std::int64_t kx = 0; kx < w.kernel[1]; ++kx) {
+            const std::int64_t y = oy * w.strides[0] + ky * w.dilations[0],
+                               x = ox * w.strides[1] + kx * w.dilations[1];
+            if (y < in[0] + w.pads[0] + w.pads[2] && x < in[1] + w.pads[1] + w.pads[3]) ++padded;
+            if (const double* t = tap(input, w, in, oy, ox, ky, kx)) taps.push_back(t);
+          }
+        }
+        for (std::int64_t c = 0; c < out[2]; ++c) values_[output].push_back(fn(taps, c, padded));
+      }
+    }
+  }
+
+  void dense(TensorId input, TensorId output, const Values& weights, const BlobOf<float>& bias) {
+    const std::int64_t k_size = tensor(input).dims.back(), o_size = tensor(output).dims.back();
+    const std::int64_t rows = count(tensor(input).dims) / k_size;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t o = 0; o < o_size; ++o) {
+        double sum = bias.data()[o];
+        for (std::int64_t k = 0; k < k_size; ++k) {
+          sum += weights[static_cast<std::size_t>(o * k_size + k)] *
+                 values_[input][static_cast<std::size_t>(r * k_size + k)];
+        }
+        values_[output].push_back(f32(sum));
+      }
+    }
+  }
+
+  // fn(flat indices along the axis), for every position of the other axes in order
+  template <class Fn>
+  static void along(const Dims& dims, std::int64_t axis, const Fn& fn) {
+    const auto a = static_cast<std::size_t>(axis);
+    Dims others = dims;
+    others[a] = 1;
+    const std::int64_t n = count(others);
+    for (std::int64_t i = 0; i < n; ++i) {
+      Dims index = split(i, others);
+      std::vector<std::size_t> line;
+      for (index[a] = 0; index[a] < dims[a]; ++index[a]) line.push_back(flat(index, dims));
+      fn(line);
+    }
+  }
+
+  const Graph& graph_;
+  std::vector<Values> values_;
+};
+
+}  // namespace tac::test
