@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -176,7 +177,9 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "Compare a .tacbin file with the ONNX model it came from.")
     verify.add_argument("onnx", type=Path, help="the ONNX file")
     verify.add_argument("model", type=Path, help="the .tacbin file")
-    verify.add_argument("--data", type=Path, help=".npy array of inputs (default: random ones)")
+    verify.add_argument("--data", type=Path, help=".npy array of inputs [N, ...] (default: random ones)")
+    verify.add_argument("--samples", type=positive, help="how many samples (default: all of the data, or 64)")
+    verify.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
 
     profile = command("profile", _profile, "Time every layer of a model.")
     profile.add_argument("model", type=Path)
@@ -206,7 +209,11 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: fr
 
 
 def _print_result(result: Any, as_json: bool) -> None:
-    print(json.dumps(result.to_json(), indent=2) if as_json else result)
+    if not as_json:
+        print(result)
+        return
+    data = result.to_json()
+    print(data if isinstance(data, str) else json.dumps(data, indent=2))
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -234,12 +241,10 @@ def _verify(args: argparse.Namespace) -> int:
     try:
         from tac_engine.converters.verify import verify
     except ImportError as error:
-        raise InvalidInputError(
-            f"verify needs onnx and onnxruntime ({error}): pip install 'tac_engine[convert]'"
-        ) from None
+        raise InvalidInputError(f"verify needs onnx ({error}): pip install 'tac_engine[convert]'") from None
     data = None if args.data is None else _images.read_array(args.data)
     with progress_bar() as progress:
-        report = verify(args.onnx, args.model, data=data, progress=progress)
+        report = verify(args.onnx, args.model, data=data, samples=args.samples, backend=args.backend, progress=progress)
     _print_result(report, args.json)
     return 0 if report.ok else EXIT_DIFFERS
 
@@ -399,7 +404,11 @@ def _run(args: argparse.Namespace) -> int:
         if suffix == ".npy":
             np.save(args.output, next(iter(arrays.values())))
         else:
-            np.savez(args.output, **arrays)
+            # Not np.savez: an output may have the name of one of its parameters.
+            with zipfile.ZipFile(args.output, "w") as archive:
+                for name, value in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, value, allow_pickle=False)
         saved = {name: list(value.shape) for name, value in arrays.items()}
         if args.json:
             print(json.dumps({"output": str(args.output), "shapes": saved}))
@@ -413,7 +422,9 @@ def _run(args: argparse.Namespace) -> int:
         )
     if labels is not None and len(labels) != scores.shape[1]:
         raise InvalidInputError(f"{args.labels}: {len(labels)} labels for {scores.shape[1]} classes")
-    ranked = [{"input": name, "top": _top(row, args.top, labels)} for name, row in zip(names, scores, strict=True)]
+    ranked: list[dict[str, Any]] = [
+        {"input": name, "top": _top(row, args.top, labels)} for name, row in zip(names, scores, strict=True)
+    ]
     if args.json:
         print(json.dumps(ranked, indent=2))
         return 0

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from PIL import Image
 
@@ -244,6 +246,37 @@ def test_inspect_counts_low_bit_weights_as_floats(tmp_path: Path, capsys: pytest
     assert layer["output"] == "4x4x8 f32"
     assert layer["float32_bytes"] == 4 * 8 * 9 * 32
     assert layer["bytes"] == 8 * 9 * 4 + 2 * 8 * 4
+
+
+def write_onnx(path: Path, weight: float) -> Path:
+    text = f"""<ir_version: 9, opset_import: ["" : 20]>
+    gemm (float[N, 2] x) => (float[N, 2] y) <float[2, 2] w = {{{weight}, 0.5, -0.25, 3}}> {{ y = MatMul(x, w) }}"""
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def test_convert_and_verify_an_onnx_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_onnx(tmp_path / "net.onnx", 1.25)
+    assert run("convert", source) == 0
+    assert "net.tacbin" in capsys.readouterr().out
+    target = tmp_path / "net.tacbin"
+    assert run("verify", source, target) == 0
+    assert "'y': ok" in capsys.readouterr().out
+    assert run("verify", source, target, "--json", "--samples", 5) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 5
+
+
+def test_verify_exits_1_for_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_onnx(tmp_path / "net.onnx", 1.25)
+    other = write_onnx(tmp_path / "other.onnx", 1.5)
+    assert run("convert", other, "-o", tmp_path / "other.tacbin", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["file_bytes"] == (tmp_path / "other.tacbin").stat().st_size
+    data = tmp_path / "x.npy"
+    np.save(data, np.ones((3, 2), np.float32))
+    assert run("verify", source, tmp_path / "other.tacbin", "--data", data, "--json") == cli.EXIT_DIFFERS
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"]
+    assert report["samples"] == 3
 
 
 def test_profile_times_every_layer(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
