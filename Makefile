@@ -76,7 +76,8 @@ asan: ctest-asan ## Run the C++ tests under AddressSanitizer and UndefinedBehavi
 tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the C++ sources.
 
 bench: build-default ## Time the C++ kernels.
-	build/default/benchmarks/kernels/tac_bench
+	build/default/benchmarks/kernels/tac_kernel_bench
+	build/default/benchmarks/kernels/tac_float_bench
 
 lint: $(VENV)/.lint ## Run every check of .pre-commit-config.yaml.
 	pre-commit run --all-files

@@ -1,0 +1,377 @@
+// Times the float and codebook kernels on the shapes of real networks. One thread. Every answer is
+// checked against the plain double-precision loops before it is timed; a wrong answer ends the run.
+// Weights are warm: as much of them as the caches hold is there from the repetition before.
+//
+//   tac_float_bench [--quick] [--json] [--backend NAME] [--filter TEXT]
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/cpu_features.h"
+#include "base/error.h"
+#include "kernels/dispatch.h"
+#include "reference/float_reference.h"
+
+namespace tac {
+namespace {
+
+struct Options {
+  bool quick = false;
+  bool json = false;
+  std::string backend;
+  std::string filter;
+};
+
+struct Measurement {
+  std::string name;
+  std::string_view backend;
+  double macs, bytes;                 // of one call
+  double median_ms, best_ms, spread;  // spread: (90th - 10th percentile) / median
+};
+
+// Floats from a 64-byte boundary on.
+class Aligned {
+ public:
+  explicit Aligned(std::size_t count) : storage_(count + 15), count_(count) {}
+  float* data() {
+    void* p = storage_.data();
+    std::size_t space = storage_.size() * sizeof(float);
+    return static_cast<float*>(std::align(64, count_ * sizeof(float), p, space));
+  }
+
+ private:
+  std::vector<float> storage_;
+  std::size_t count_;
+};
+
+std::vector<float> random_values(std::size_t n, std::uint32_t seed) {
+  std::mt19937 engine(seed);
+  std::vector<float> v(n);
+  for (float& x : v)
+    x = static_cast<float>(static_cast<int>(engine() >> 8U) - (1 << 23)) * 0x1p-23F;
+  return v;
+}
+
+double now_ms() {
+  return std::chrono::duration<double, std::milli>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+// Repetitions of at least 0.2 ms each, for about budget_ms in all.
+Measurement measure(std::string name, std::string_view backend, double macs, double bytes,
+                    double budget_ms, const std::function<void()>& call) {
+  const double start = now_ms();
+  call();
+  const double first = std::max(now_ms() - start, 1e-6);
+  const int calls = std::max(1, static_cast<int>(0.2 / first));
+  std::vector<double> times;
+  const double begin = now_ms();
+  do {
+    const double t = now_ms();
+    for (int i = 0; i < calls; ++i) call();
+    times.push_back((now_ms() - t) / calls);
+  } while (now_ms() - begin < budget_ms || times.size() < 3);
+  std::sort(times.begin(), times.end());
+  const auto at = [&](double q) {
+    return times[static_cast<std::size_t>(q * static_cast<double>(times.size() - 1))];
+  };
+  return {std::move(name), backend, macs, bytes, at(0.5), times[0], (at(0.9) - at(0.1)) / at(0.5)};
+}
+
+void require_close(const std::string& name, const reference::Sum& expected, float got,
+                   std::size_t n_terms) {
+  const double bound = static_cast<double>(n_terms) * 0x1p-23 * expected.magnitude;
+  if (std::fabs(got - expected.value) <= bound) return;
+  std::fprintf(stderr, "%s: wrong answer %g, expected %g +- %g\n", name.c_str(),
+               static_cast<double>(got), expected.value, bound);
+  std::exit(1);
+}
+
+class Bench {
+ public:
+  explicit Bench(Options options)
+      : options_(std::move(options)),
+        selection_(kernels::select_kernels(detect_cpu_features(), options_.backend)) {}
+
+  void run() {
+    conv("first layer 3x32x32 -> 128, 3x3",
+         {.in_h = 32,
+          .in_w = 32,
+          .channels = 3,
+          .kernel_h = 3,
+          .kernel_w = 3,
+          .pad_top = 1,
+          .pad_left = 1,
+          .pad_bottom = 1,
+          .pad_right = 1},
+         128);
+    conv("first layer 3x224x224 -> 64, 7x7 stride 2",
+         {.in_h = 224,
+          .in_w = 224,
+          .channels = 3,
+          .kernel_h = 7,
+          .kernel_w = 7,
+          .stride_h = 2,
+          .stride_w = 2,
+          .pad_top = 3,
+          .pad_left = 3,
+          .pad_bottom = 3,
+          .pad_right = 3},
+         64);
+    conv("first layer 3x224x224 -> 96, 11x11 stride 4",
+         {.in_h = 224,
+          .in_w = 224,
+          .channels = 3,
+          .kernel_h = 11,
+          .kernel_w = 11,
+          .stride_h = 4,
+          .stride_w = 4,
+          .pad_top = 2,
+          .pad_left = 2,
+          .pad_bottom = 2,
+          .pad_right = 2},
+         96);
+    conv("inner layer 128x16x16 -> 128, 3x3",
+         {.in_h = 16,
+          .in_w = 16,
+          .channels = 128,
+          .kernel_h = 3,
+          .kernel_w = 3,
+          .pad_top = 1,
+          .pad_left = 1,
+          .pad_bottom = 1,
+          .pad_right = 1},
+         128);
+    conv("shortcut 256x14x14 -> 512, 1x1 stride 2",
+         {.in_h = 14, .in_w = 14, .channels = 256, .stride_h = 2, .stride_w = 2}, 512);
+    const std::size_t layers[][2] = {{8192, 1024}, {1024, 1024}, {4096, 4096}, {9216, 4096}};
+    for (const auto& layer : layers) {
+      for (const std::size_t batch : {1, 8, 64}) fully_connected(layer[0], layer[1], batch);
+    }
+    report();
+  }
+
+ private:
+  bool skipped(const std::string& name) const {
+    return name.find(options_.filter) == std::string::npos;
+  }
+  double budget_ms() const { return options_.quick ? 1.0 : 400.0; }
+
+  // The backend that serves a kernel, by its place in kernels.def.
+  std::string_view backend_of(std::string_view kernel) const {
+    std::size_t i = 0;
+#define TAC_KERNEL(name)                                    \
+  if (kernel == #name) return selection_.kernel_backend[i]; \
+  ++i;
+#include "kernels/kernels.def"
+#undef TAC_KERNEL
+    return {};
+  }
+
+  void conv(const std::string& label, const reference::WindowShape& s, std::size_t outputs) {
+    const std::string name = "conv_f32 " + label;
+    if (skipped(name)) return;
+    const std::size_t run = s.kernel_h * s.kernel_w * s.channels;
+    const std::size_t n_blocks = (outputs + 15) / 16;
+    const std::vector<float> w = random_values(outputs * run, 1);
+    const std::vector<float> x = random_values(s.in_h * s.in_w * s.channels, 2);
+    std::vector<float> bias = random_values(outputs, 3);
+    const std::vector<reference::Sum> expected = reference::conv(s, outputs, w, bias, x);
+    bias.resize(n_blocks * 16);
+    Aligned packed(n_blocks * run * 16);
+    for (std::size_t o = 0; o < outputs; ++o) {
+      for (std::size_t i = 0; i < run; ++i)
+        packed.data()[(o / 16 * run + i) * 16 + o % 16] = w[o * run + i];
+    }
+    const kernels::ConvParams params{.in_h = s.in_h,
+                                     .in_w = s.in_w,
+                                     .out_w = s.out_w(),
+                                     .kernel_h = s.kernel_h,
+                                     .kernel_w = s.kernel_w,
+                                     .stride_h = s.stride_h,
+                                     .stride_w = s.stride_w,
+                                     .dilation_h = s.dilation_h,
+                                     .dilation_w = s.dilation_w,
+                                     .pad_top = s.pad_top,
+                                     .pad_left = s.pad_left,
+                                     .in_channels = s.channels,
+                                     .out_channels = outputs,
+                                     .pixel_stride = s.channels,
+                                     .weights = packed.data(),
+                                     .bias = bias.data()};
+    const std::size_t row_size = s.out_w() * outputs;
+    std::vector<float> y(s.out_h() * row_size);
+    const auto call = [&] {
+      for (std::size_t oy = 0; oy < s.out_h(); ++oy) {
+        selection_.kernels.conv_f32(params, x.data(), oy, 0, n_blocks, y.data() + oy * row_size,
+                                    outputs);
+      }
+    };
+    call();
+    for (std::size_t i = 0; i < y.size(); ++i) require_close(name, expected[i], y[i], run);
+    // MACs of taps inside the map only: those outside are not computed.
+    double rows_inside = 0;
+    double cols_inside = 0;
+    for (std::size_t ky = 0; ky < s.kernel_h; ++ky) {
+      for (std::size_t oy = 0; oy < s.out_h(); ++oy)
+        rows_inside += oy * s.stride_h + ky * s.dilation_h - s.pad_top < s.in_h;
+    }
+    for (std::size_t kx = 0; kx < s.kernel_w; ++kx) {
+      for (std::size_t ox = 0; ox < s.out_w(); ++ox)
+        cols_inside += ox * s.stride_w + kx * s.dilation_w - s.pad_left < s.in_w;
+    }
+    const double macs = rows_inside * cols_inside * static_cast<double>(s.channels * outputs);
+    measurements_.push_back(measure(name, backend_of("conv_f32"), macs,
+                                    static_cast<double>(4 * outputs * run), budget_ms(), call));
+  }
+
+  void fully_connected(std::size_t inputs, std::size_t outputs, std::size_t batch) {
+    const std::string shape = std::to_string(inputs) + " -> " + std::to_string(outputs) +
+                              " batch " + std::to_string(batch);
+    const std::string names[] = {"linear_f32 " + shape, "codebook_linear_f32 " + shape,
+                                 "codebook_linear_f32 masked " + shape};
+    if (std::all_of(std::begin(names), std::end(names),
+                    [&](const std::string& n) { return skipped(n); }))
+      return;
+    // 4-bit weights, three quarters of them zero, in all three.
+    const std::vector<float> values = random_values(16, 4);
+    Aligned table(16);
+    std::copy(values.begin(), values.end(), table.data());
+    table.data()[0] = 0.0F;
+    std::mt19937 engine(5);
+    const std::size_t n_blocks = (outputs + 15) / 16;
+    const std::size_t k_padded = (inputs + 127) / 128 * 128;
+    Aligned packed(n_blocks * inputs * 16);
+    Aligned code_floats(outputs * k_padded / 8);
+    std::vector<std::uint32_t> code_words(outputs * k_padded / 8);
+    std::vector<std::uint32_t> mask(outputs * k_padded / 32);
+    std::vector<float> checked_weights;
+    const std::size_t n_checked = std::min<std::size_t>(outputs, 64);
+    for (std::size_t o = 0; o < outputs; ++o) {
+      for (std::size_t k = 0; k < inputs; ++k) {
+        const std::uint32_t r = engine();
+        const std::uint32_t code = (r & 3U) != 0 ? 0 : r >> 2U & 15U;
+        packed.data()[(o / 16 * inputs + k) * 16 + o % 16] = table.data()[code];
+        code_words[(o * k_padded + k / 128 * 128) / 8 + k % 16] |= code << (4 * (k % 128 / 16));
+        if (code != 0) mask[(o * k_padded + k) / 32] |= 1U << (k % 32);
+        if (o < n_checked) checked_weights.push_back(table.data()[code]);
+      }
+    }
+    std::memcpy(code_floats.data(), code_words.data(), code_words.size() * 4);
+    std::vector<float> bias = random_values(n_blocks * 16, 6);
+    const std::vector<float> x = random_values(batch * inputs, 7);
+    const std::vector<reference::Sum> expected =
+        reference::linear(batch, inputs, n_checked, checked_weights, bias, x);
+    std::vector<float> y(batch * outputs);
+    const double macs = static_cast<double>(batch * inputs * outputs);
+    const auto add = [&](const std::string& name, std::string_view kernel, double bytes,
+                         const std::function<void()>& call) {
+      if (skipped(name)) return;
+      std::fill(y.begin(), y.end(), NAN);
+      call();
+      for (std::size_t n = 0; n < batch; ++n) {
+        for (std::size_t o = 0; o < n_checked; ++o)
+          require_close(name, expected[n * n_checked + o], y[n * outputs + o], inputs);
+      }
+      measurements_.push_back(measure(name, backend_of(kernel), macs, bytes, budget_ms(), call));
+    };
+    const kernels::LinearParams dense{.in_features = inputs,
+                                      .out_features = outputs,
+                                      .weights = packed.data(),
+                                      .bias = bias.data()};
+    add(names[0], "linear_f32", 4.0 * static_cast<double>(inputs * outputs), [&] {
+      selection_.kernels.linear_f32(dense, x.data(), batch, inputs, 0, n_blocks, y.data(), outputs);
+    });
+    kernels::CodebookLinearParams coded{
+        .in_features = inputs,
+        .k_padded = k_padded,
+        .codes = reinterpret_cast<const std::uint8_t*>(code_floats.data()),
+        .mask = nullptr,
+        .table = table.data(),
+        .bias = bias.data()};
+    const double code_bytes = static_cast<double>(outputs * k_padded / 2);
+    const auto call = [&] {
+      selection_.kernels.codebook_linear_f32(coded, x.data(), batch, inputs, 0, outputs, y.data(),
+                                             outputs);
+    };
+    add(names[1], "codebook_linear_f32", code_bytes, call);
+    coded.mask = mask.data();
+    add(names[2], "codebook_linear_f32", code_bytes * 1.25, call);
+  }
+
+  void report() const {
+    if (options_.json) {
+      std::printf(
+          "{\"cpu\": \"%s\", \"threads\": 1, \"compiler\": \"%s\", \"weights\": \"warm\", "
+          "\"results\": [",
+          cpu_name().c_str(), __VERSION__);
+      const char* separator = "\n";
+      for (const Measurement& m : measurements_) {
+        std::printf(
+            "%s  {\"name\": \"%s\", \"backend\": \"%.*s\", \"median_ms\": %.5f, \"best_ms\": %.5f, "
+            "\"spread\": %.3f, "
+            "\"gmac_per_s\": %.3f, \"weight_gb_per_s\": %.3f}",
+            separator, m.name.c_str(), static_cast<int>(m.backend.size()), m.backend.data(),
+            m.median_ms, m.best_ms, m.spread, m.macs / m.median_ms * 1e-6,
+            m.bytes / m.median_ms * 1e-6);
+        separator = ",\n";
+      }
+      std::printf("\n]}\n");
+      return;
+    }
+    std::printf("%s, 1 thread, %s\n", cpu_name().c_str(), __VERSION__);
+    std::printf("%-58s %-8s %10s %10s %7s %9s %8s\n", "kernel", "backend", "median ms", "best ms",
+                "spread", "GMAC/s", "GB/s w");
+    for (const Measurement& m : measurements_) {
+      std::printf("%-58s %-8.*s %10.4f %10.4f %6.1f%% %9.2f %8.2f\n", m.name.c_str(),
+                  static_cast<int>(m.backend.size()), m.backend.data(), m.median_ms, m.best_ms,
+                  100.0 * m.spread, m.macs / m.median_ms * 1e-6, m.bytes / m.median_ms * 1e-6);
+    }
+  }
+
+  Options options_;
+  kernels::Selection selection_;
+  std::vector<Measurement> measurements_;
+};
+
+}  // namespace
+}  // namespace tac
+
+int main(int argc, char** argv) {
+  tac::Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view arg = argv[i];
+    if (arg == "--quick") {
+      options.quick = true;
+    } else if (arg == "--json") {
+      options.json = true;
+    } else if (arg == "--backend" && i + 1 < argc) {
+      options.backend = argv[++i];
+    } else if (arg == "--filter" && i + 1 < argc) {
+      options.filter = argv[++i];
+    } else {
+      std::fprintf(stderr,
+                   "unknown argument '%s'\nusage: tac_float_bench [--quick] [--json] [--backend "
+                   "NAME] [--filter TEXT]\n",
+                   argv[i]);
+      return 2;
+    }
+  }
+  try {
+    tac::Bench(std::move(options)).run();
+  } catch (const tac::Error& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 2;
+  }
+  return 0;
+}
