@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .chains import ELEMENTWISE, Chain, Steps, accumulator_steps, float_steps, trace
+from .chains import ELEMENTWISE, Chain, Steps, accumulator_steps, float_steps, trace, with_result_axis
 from .graph import Array, Graph, Node, Shape
 from .values import Encoding, WeightLattice, encode_levels, weight_lattice
 
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
 FLOAT_ELEMENTWISE = frozenset(
-    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish IntQuant LeakyRelu Max Min
-    Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
+    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish IntQuant LeakyRelu Max
+    Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
 )
 _MAX_ACCUMULATOR = 1 << 16
 
@@ -253,7 +253,11 @@ def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
     assert encoding is not None  # steps_of only returns encodable levels
     moves.reverse()
     pads, pad_level = (0, 0, 0, 0), 0
-    axis, rank = steps.chain.result_axis, len(graph.shapes[tensor])
+    rank = len(graph.shapes[tensor])
+    if steps.chain.free and steps.chain.root not in analysis.integer and rank == 4:
+        steps = replace(steps, chain=with_result_axis(steps.chain, _wanted_axis(moves)))
+        analysis.steps[tensor] = steps
+    axis = steps.chain.result_axis
     if rank not in (2, 4):
         return f"tensor '{tensor}' of rank {rank} has few values, but only rank 2 and 4 are packed"
     if rank == 2 and axis != 1:
@@ -280,6 +284,17 @@ def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
     if rank == 4 and axis != 1:
         return "its channels are not on axis 1"
     return BitSource(steps, encoding, tuple(moves), pads, pad_level)
+
+
+def _wanted_axis(moves: list[Node]) -> int:
+    """Channel axis in front of ``moves`` so that it is 1 behind them, or behind those before a flattening."""
+    axis = 1
+    for move in reversed(moves):
+        if move.op == "Reshape":
+            axis = 1
+        elif move.op == "Transpose":
+            axis = move.attrs["perm"][axis]
+    return axis
 
 
 def _flattens(before: Shape, after: Shape) -> bool:

@@ -8,7 +8,7 @@ bisection over the float32 line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,9 +27,10 @@ _CHUNK = 1 << 22  # values evaluated at a time
 
 @dataclass(frozen=True)
 class Chain:
-    """Nodes from ``root`` to ``result`` in order; at most one of them a MaxPool (an identity per value), any Transposes.
+    """Nodes from ``root`` to ``result`` in order, with any Transposes and at most one MaxPool (an identity per value).
 
-    ``channel_axis`` is the root's axis along which constants differ, ``result_axis`` the same axis at the result.
+    ``channel_axis`` is the root's axis along which constants differ, ``result_axis`` the same axis at the result. In a
+    ``free`` chain no constant differs along any axis; its channel axis is whichever the reader of the result wants.
     """
 
     root: str
@@ -38,6 +39,7 @@ class Chain:
     pool: Node | None
     channel_axis: int
     result_axis: int
+    free: bool
 
 
 def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> Chain | None:
@@ -47,8 +49,8 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
     collected: dict[int, Node] = {}
     pool: Node | None = None
     frontier = {result}
-    # Take the latest node of the frontier apart until a single tensor remains that is a root or cannot be taken apart; the
-    # frontier is one tensor wide at every possible root.
+    # Take the latest node of the frontier apart until a single tensor remains that is a root or cannot be taken apart.
+    # The frontier is one tensor wide at every possible root.
     best: tuple[str, dict[int, Node], Node | None] | None = None
     while True:
         if len(frontier) == 1:
@@ -75,7 +77,19 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
     root, members, pool = best
     nodes = tuple(sorted(members.values(), key=lambda item: order[id(item)]))
     axes = _channel_axes(graph, root, nodes)
-    return None if axes is None else Chain(root, result, nodes, pool, axes[0], axes[1][result])
+    if axes is None:
+        return None
+    free = not _has_channel_constants(graph, nodes, len(graph.shapes[root]))
+    return Chain(root, result, nodes, pool, axes[0], axes[1][result], free)
+
+
+def with_result_axis(chain: Chain, axis: int) -> Chain:
+    """A free chain read with its channels on ``axis`` of the result."""
+    root_axis = axis
+    for node in reversed(chain.nodes):
+        if node.op == "Transpose":
+            root_axis = node.attrs["perm"][root_axis]
+    return replace(chain, channel_axis=root_axis, result_axis=axis)
 
 
 def _is_elementwise(graph: Graph, node: Node) -> bool:
@@ -169,8 +183,6 @@ class Steps:
 
     ``thresholds`` [C or 1, T] ascending: ``n = count(x >= t)``, ``index = T - n if descending else n``. int64 on an
     accumulator, float32 on a float root. ``take_min``: channels whose part behind the chain's MaxPool descends.
-    ``values`` [C or 1, L] float32 are what the tensor holds at each level. ``zero_reachable``: the levels are those of a
-    Sign that can meet an exact zero.
     """
 
     chain: Chain
@@ -181,7 +193,7 @@ class Steps:
 
 
 def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: Array) -> Steps | str:
-    """Exhaustive evaluation: ``integers`` [M] ascending, ``root_values`` [M, C] float32 are the root at each of them."""
+    """Exhaustive evaluation: ``root_values`` [M, C] float32 are the root at each of ``integers`` [M], ascending."""
     count, channels = root_values.shape
     rows = max(1, _CHUNK // max(1, count))
     stages = () if chain.pool is None else (chain.pool.output,)
@@ -280,15 +292,16 @@ _TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
 
 
 def float_steps(graph: Graph, chain: Chain) -> Steps | str:
-    """Bisection over float32: the chain is evaluated on a grid over the whole line, each change is narrowed to one float,
-    and the result is checked at the thresholds' neighbours and at random points.
+    """Finds the steps of a chain on floats by bisection.
+
+    The chain is evaluated on a grid over all of float32, each change is narrowed down to one float, and the result is
+    checked at the neighbours of the thresholds and at random points.
     """
     shape = graph.shapes[chain.root]
     dim = shape[chain.channel_axis]
-    per_channel = _has_channel_constants(graph, chain)
     if not isinstance(dim, int):
         return "its channel axis is the batch axis"
-    channels = dim if per_channel else 1
+    channels = 1 if chain.free else dim
     grid = np.unique(np.concatenate([np.linspace(-_TOP_KEY, _TOP_KEY, 4097).astype(np.int64), [0, 1, -1]]))
     near_one = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
     grid = np.unique(np.concatenate([grid, near_one]))
@@ -309,8 +322,8 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
         return "not a monotone step function"
     descending = ~rising
 
-    # Each change between two grid points is an interval (low, high] in which the first key with another level than at `low`
-    # is searched; if that is not yet the level at `high`, the search goes on from there.
+    # Each change between two grid points is an interval (low, high] in which the first key with another level than at
+    # `low` is searched; if that is not yet the level at `high`, the search goes on from there.
     changes: list[list[tuple[int, int]]] = [[] for _ in range(channels)]  # (key, level from there on), ascending
     intervals = [[(int(grid[i]), int(grid[i + 1])) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
     start_level = [[int(at_grid[i, c]) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
@@ -388,9 +401,8 @@ def _confirmed(steps: Steps, outputs_at: Callable[[Array], Array], channels: int
     return bool(np.array_equal(np.asarray(steps.levels.levels)[expected], _round(steps.levels, values)))
 
 
-def _has_channel_constants(graph: Graph, chain: Chain) -> bool:
-    rank = len(graph.shapes[chain.root])
-    for node in chain.nodes:
+def _has_channel_constants(graph: Graph, nodes: tuple[Node, ...], rank: int) -> bool:
+    for node in nodes:
         if node.op in ("Transpose", "MaxPool"):
             continue
         if node.op == "BatchNormalization":

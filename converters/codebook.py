@@ -1,4 +1,4 @@
-"""Fully connected layers as codebooks: exact where the weights have few values, pruned and quantized where asked for."""
+"""Fully connected layers as codebooks: exact where weights have few values, pruned and quantized where asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KMEANS_ROUNDS = 100
 
 @dataclass(frozen=True)
 class Codebook:
-    """File layout of a codebook layer (csrc/ir/ops.h, CodebookLinear). ``bitmap`` is None where every position has a code."""
+    """File layout of a codebook layer (csrc/ir/ops.h, CodebookLinear); no ``bitmap`` where every position has a code."""
 
     code_bits: int
     values: Array  # float32, at most 2**code_bits

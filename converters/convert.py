@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -38,11 +39,13 @@ def convert(
     Args:
         source: ONNX file; external data are read from its folder.
         target: .tacbin file to write; replaced in one step when everything succeeded.
-        mean, std, scale: preprocessing for uint8 images, one value or one per channel: ``(pixel * scale - mean) / std`` in
-            float32. ``scale`` is 1/255 if left out. With any of them the engine takes images [H, W, C] or [N, H, W, C] as well.
+        mean: preprocessing for uint8 images, one value or one per channel: ``(pixel * scale - mean) / std`` in float32.
+            With any of the three the engine takes images [H, W, C] or [N, H, W, C] as well.
+        std: see ``mean``; 1 if left out.
+        scale: see ``mean``; 1/255 if left out.
         input_layout: "NCHW" or "NHWC", the layout of the model's own image input; read off the shape if left out.
-        fc_prune: prunes this share (0..1) of the smallest weights of every float fully connected layer that is not a codebook
-            already, 0.75 in TAC (arXiv 1907.05271).
+        fc_prune: prunes this share (0..1) of the smallest weights of every float fully connected layer that is not a
+            codebook already, 0.75 in TAC (arXiv 1907.05271).
         fc_bits: clusters what is left into ``2**fc_bits - 1`` values and zero (1..4) by k-means.
         input_shapes: shapes for inputs with dynamic axes, ``{"input": (None, 3, 32, 32)}``.
         progress: called with a stage and the share done.
@@ -68,8 +71,8 @@ def convert(
         type(row)(**{**row.__dict__, "reason": "; ".join(filter(None, (notes.get(row.name, ""), row.reason)))})
         for row in report.layers
     ]
-    report.file_bytes = os.path.getsize(target)
-    report.onnx_bytes = os.path.getsize(source)
+    report.file_bytes = Path(target).stat().st_size
+    report.onnx_bytes = Path(source).stat().st_size
     report_progress("done", 1.0)
     return report
 

@@ -30,8 +30,8 @@ Shape = tuple[Dim, ...]
 class Node:
     """One ONNX node.
 
-    ``domain`` is "" for ONNX itself and "qonnx" for every alias of the QONNX domain. ``attrs`` holds Python values: int,
-    float, str, list or numpy array. A left-out optional input is the empty string.
+    ``domain`` is "" for ONNX itself and "qonnx" for every alias of the QONNX domain. ``attrs`` holds Python values:
+    int, float, str, list or numpy array. A left-out optional input is the empty string.
     """
 
     op: str
@@ -60,8 +60,8 @@ class GraphInput:
 class Graph:
     """Nodes in topological order, each tensor with a name of its own.
 
-    ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset`` is
-    the version of the ONNX domain "". ``source`` is the path that the model came from, for messages.
+    ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset``
+    is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages.
     """
 
     nodes: list[Node]

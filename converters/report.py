@@ -11,8 +11,8 @@ class LayerReport:
     """One layer of the .tacbin.
 
     ``kind`` is what it became ("binary conv", "codebook linear", "float conv", ...), ``bits`` weights x activations,
-    ``bytes_before`` its constants as float32, ``bytes_after`` in the file, ``reason`` why a layer with weights is float, or a
-    note.
+    ``bytes_before`` its constants as float32, ``bytes_after`` in the file, ``reason`` why a layer with weights is
+    float, or a note.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Value sets: which integers, times which scale, a tensor can hold.
 
-A tensor is a *lattice* if every value is ``scale * level`` with a few integer levels. Exporters fold BatchNorm into +-s_c and
-detach tricks miss +-1 by an ulp, so levels are read within a relative tolerance of 1e-6.
+A tensor is a *lattice* if every value is ``scale * level`` with a few integer levels. Exporters fold BatchNorm into
++-s_c and detach tricks miss +-1 by an ulp, so levels are read within a relative tolerance of 1e-6.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def encode_levels(levels: tuple[int, ...]) -> Encoding | None:
     return Encoding("linear", low, step, count) if count <= MAX_LEVELS else None
 
 
-# Sign planes whose signed sum, divided by 2, reaches every integer from -m to m: the subset sums of the coefficients cover
-# 0..2m.
+# Sign planes whose signed sum, divided by 2, reaches every integer from -m to m: the subset sums of the coefficients
+# cover 0..2m.
 _SYMMETRIC_COEFS = {
     1: (1, 1),
     2: (1, 1, 2),
@@ -129,7 +129,7 @@ _SYMMETRIC_COEFS = {
 
 @dataclass(frozen=True)
 class WeightLattice:
-    """Integer weights: ``weight[o] = scale[o] * levels[o]``; ``scale`` is float64 [O], ``levels`` int64 of the weight's shape."""
+    """Integer weights: ``weight[o] = scale[o] * levels[o]``; float64 ``scale`` [O], int64 ``levels`` [O, ...]."""
 
     scale: Array
     levels: Array

@@ -26,8 +26,8 @@ class NotLowered(Exception):
 class Stored:
     """A float tensor of the .tacbin that holds an ONNX tensor.
 
-    ``layout``: "plain" has the ONNX axes without the batch; "nhwc" stores an ONNX [N, C, H, W] as [H, W, C]; "flat" stores an
-    ONNX [N, C * H * W] in (H, W, C) order, ``map_dims`` = (H, W, C).
+    ``layout``: "plain" has the ONNX axes without the batch; "nhwc" stores an ONNX [N, C, H, W] as [H, W, C]; "flat"
+    stores an ONNX [N, C * H * W] in (H, W, C) order, ``map_dims`` = (H, W, C).
     """
 
     tensor: int
@@ -74,7 +74,7 @@ class Emitter:
         origin: str = "",
     ) -> int:
         """Adds an op and its output tensor; ``holds`` is the ONNX tensor that the output equals, if any."""
-        tensor_name = self.unique(holds or f"{node.output}/{kind}")
+        tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
         spec = None if encoding is None else encoding.spec()
         tensor: int = self.writer.add_tensor(tensor_name, list(dims), dtype=dtype, encoding=spec)
         name = self.unique(node.name or node.output)
@@ -82,6 +82,13 @@ class Emitter:
         if holds:
             self.layers.append({"op": name, "tensor": tensor_name, "onnx_tensor": holds, "layout": layout})
         return tensor
+
+    def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:
+        if not holds:
+            return f"{node.output}/{kind}"
+        # A model output's own name is kept for the tensor that is handed out.
+        inner = holds in self.graph.outputs and (layout != "plain" or dtype == "bits")
+        return f"{holds}/{layout}" if inner else holds
 
     def row(
         self,
@@ -102,21 +109,23 @@ class Emitter:
 
     # Layouts ----------------------------------------------------------------------------------------------------------
 
-    def plain(self, stored: Stored, node: Node) -> Stored:
+    def plain(self, stored: Stored, node: Node, *, holds: str = "") -> Stored:
         """The same tensor with its axes in ONNX order."""
         if stored.layout == "plain":
             return stored
+        height, width, channels = stored.dims if stored.layout == "nhwc" else stored.map_dims
+        as_map = stored.tensor
+        if stored.layout == "flat":
+            as_map = self.op("reshape", node, {"input": stored.tensor}, stored.map_dims)
+        dims = (channels, height, width)
+        last = holds if stored.layout == "nhwc" else ""
+        if height == 1 and width == 1:
+            chw = self.op("reshape", node, {"input": as_map}, dims, holds=last)
+        else:
+            chw = self.op("transpose", node, {"input": as_map, "perm": [2, 0, 1]}, dims, holds=last)
         if stored.layout == "nhwc":
-            height, width, channels = stored.dims
-            dims = (channels, height, width)
-            if height == 1 and width == 1:
-                return Stored(self.op("reshape", node, {"input": stored.tensor}, dims), dims)
-            fields = {"input": stored.tensor, "perm": [2, 0, 1]}
-            return Stored(self.op("transpose", node, fields, dims), dims)
-        height, width, channels = stored.map_dims
-        as_map = self.op("reshape", node, {"input": stored.tensor}, stored.map_dims)
-        chw = self.op("transpose", node, {"input": as_map, "perm": [2, 0, 1]}, (channels, height, width))
-        return Stored(self.op("reshape", node, {"input": chw}, stored.dims), stored.dims)
+            return Stored(chw, dims)
+        return Stored(self.op("reshape", node, {"input": chw}, stored.dims, holds=holds), stored.dims)
 
     def nhwc(self, stored: Stored, node: Node) -> Stored:
         """An ONNX [N, C, H, W] as [H, W, C]."""

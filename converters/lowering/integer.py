@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _expand(steps: Steps, encoding: Encoding, lowest: float, highest: float) -> 
         # Along the root the level index only grows once a descending channel is read from its far end.
         order = [count - 1 - p for p in positions[::-1]] if steps.descending[row] else positions
         result[row, : order[0]] = lowest
-        for step, (begin, end) in enumerate(zip(order, order[1:], strict=False)):
+        for step, (begin, end) in enumerate(itertools.pairwise(order)):
             result[row, begin:end] = steps.thresholds[row, step]
         result[row, order[-1] :] = highest
     return result
@@ -96,7 +97,7 @@ def activation_bits(encoding: Encoding) -> str:
 def _quantize_floats(
     lowering: Lowering, mac: IntegerMac, thresholds: Array, steps: Steps, encoding: Encoding, node: Node
 ) -> StoredBits:
-    """The layer's floats are wanted too: thresholds move to the float that the layer gives at each integer threshold."""
+    """Where the layer's floats are wanted too: thresholds become the floats that the layer gives at the integer ones."""
     stored = lowering.float_of(steps.chain.root, node)
     values = mac.root_values()
     position = np.searchsorted(mac.integers, np.clip(thresholds, mac.integers[0], mac.integers[-1]))

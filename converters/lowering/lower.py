@@ -68,20 +68,18 @@ class Lowering:
         if offenders:
             raise UnsupportedModelError(describe_offenders(graph.source, offenders))
         for name in graph.outputs:
-            node = graph.producer(name) or Node("Identity", name, [name], [name])
-            stored = self.emit.plain(self.float_of(name, node), node)
-            if graph.producer(name) is None:
-                stored = Stored(
-                    self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name), stored.dims
-                )
-            self.emit.writer.add_output(self._named(name, stored, node))
+            self.emit.writer.add_output(self._output(name))
 
-    def _named(self, name: str, stored: Stored, node: Node) -> int:
-        """The output tensor carries the ONNX output's own name."""
-        if self.emit.layers and any(
-            layer["tensor"] == name and layer["onnx_tensor"] == name and layer["layout"] == "plain"
-            for layer in self.emit.layers
-        ):
+    def _output(self, name: str) -> int:
+        """The tensor that is handed out for an ONNX output: its own axes, its own name."""
+        node = self.graph.producer(name)
+        if node is None:
+            raise UnsupportedModelError(f"output '{name}' is a model input or a constant")
+        stored = self.float_of(name, node)
+        named = any(layer["tensor"] == name for layer in self.emit.layers)
+        if stored.layout != "plain":
+            return self.emit.plain(stored, node, holds=name).tensor
+        if named:
             return stored.tensor
         return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name)
 

@@ -1,4 +1,4 @@
-"""Convolutions and fully connected layers on floats: codebook layers where the weights have few values, dense otherwise."""
+"""Convolutions and fully connected layers on floats; few-valued fully connected weights become codebooks."""
 
 from __future__ import annotations
 

@@ -83,9 +83,9 @@ def pool(lowering: Lowering, node: Node) -> Stored:
 
 
 def reduce_map(lowering: Lowering, node: Node) -> Stored:
-    """ReduceMean or ReduceMax over both axes of a map: a pool whose window is the map."""
+    """A global pool, or ReduceMean or ReduceMax over both axes of a map: a pool whose window is the map."""
     rank = len(lowering.graph.shapes[node.inputs[0]])
-    axes = node.attrs["axes"]
+    axes = node.attrs.get("axes", list(range(2, rank)))
     if rank != 4 or axes != [2, 3]:
         raise NotLowered(
             node, f"it reduces axes {axes} of a rank-{rank} tensor; only [2, 3] of rank 4 (a global pool) runs"
@@ -93,7 +93,7 @@ def reduce_map(lowering: Lowering, node: Node) -> Stored:
     emit = lowering.emit
     stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
     height, width, channels = stored.dims
-    kind = "max" if node.op == "ReduceMax" else "average"
+    kind = "max" if node.op in ("ReduceMax", "GlobalMaxPool") else "average"
     fields = {
         "input": stored.tensor,
         "kind": kind,
@@ -103,7 +103,7 @@ def reduce_map(lowering: Lowering, node: Node) -> Stored:
         "pads": [0, 0, 0, 0],
         "count_include_pad": False,
     }
-    keep = bool(node.attrs["keepdims"])
+    keep = bool(node.attrs.get("keepdims", 1))
     dims = (1, 1, channels)
     tensor = emit.op("pool", node, fields, dims, holds=node.output if keep else "", layout="nhwc")
     emit.row(node, "pool", f"global {kind} pool", dims, "32", 0, 0)
@@ -208,6 +208,8 @@ RULES = {
     "Transpose": transpose,
     "MaxPool": pool,
     "AveragePool": pool,
+    "GlobalAveragePool": reduce_map,
+    "GlobalMaxPool": reduce_map,
     "ReduceMean": reduce_map,
     "ReduceMax": reduce_map,
     "Concat": concat,

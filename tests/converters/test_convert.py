@@ -1,0 +1,512 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from nets import Array, Net, check, convert, kinds, save
+from onnx import helper
+
+import tac_engine
+from tac_engine import UnsupportedModelError
+
+BINARY_LAYERS = {"binary conv", "binary linear"}
+
+
+def image(net: Net, batch: int = 3, size: tuple[int, ...] | None = None) -> Array:
+    dims = tuple(dim for dim in net.shape[1:] if isinstance(dim, int)) if size is None else size
+    return net.rng.normal(size=(batch, *dims)).astype(np.float32)
+
+
+def sign(net: Net, x: str) -> str:
+    return net.op("Sign", x)
+
+
+# Spellings of a sign
+
+
+def where_greater_or_equal(net: Net, x: str) -> str:
+    return net.op("Where", net.op("GreaterOrEqual", x, net.constant(0)), net.constant(1), net.constant(-1))
+
+
+def where_full_shape(net: Net, x: str) -> str:
+    ones = np.ones((1, 6, 8, 8))
+    return net.op("Where", net.op("GreaterOrEqual", x, net.constant(0)), net.constant(ones), net.constant(-ones))
+
+
+def greater(net: Net, x: str) -> str:
+    return net.op("Where", net.op("Greater", x, net.constant(0)), net.constant(1), net.constant(-1))
+
+
+def cast(net: Net, x: str) -> str:
+    as_float = net.op("Cast", net.op("GreaterOrEqual", x, net.constant(0)), to=1)
+    return net.op("Sub", net.op("Mul", as_float, net.constant(2)), net.constant(1))
+
+
+def sign_add_sign(net: Net, x: str) -> str:
+    return net.op("Sign", net.op("Add", net.op("Sign", x), net.constant(0.1)))
+
+
+def clipped(net: Net, x: str) -> str:
+    return net.op("Sign", net.op("Clip", x, net.constant(-1), net.constant(1)))
+
+
+def behind_prelu(net: Net, x: str) -> str:
+    return net.op("Sign", net.op("PRelu", x, net.constant(np.full((6, 1, 1), 0.25))))
+
+
+def behind_identity_and_dropout(net: Net, x: str) -> str:
+    return net.op("Sign", net.op("Identity", net.op("Dropout", x)))
+
+
+def detached(net: Net, x: str) -> str:
+    clip = net.op("Clip", x, net.constant(-1), net.constant(1))
+    return net.op("Add", net.op("Sub", net.op("Sign", x), clip), clip)
+
+
+def bipolar(net: Net, x: str) -> str:
+    return net.op("BipolarQuant", x, net.constant([1.0]), domain="qonnx.custom_op.general")
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        sign,
+        where_greater_or_equal,
+        where_full_shape,
+        greater,
+        cast,
+        sign_add_sign,
+        clipped,
+        behind_prelu,
+        behind_identity_and_dropout,
+        detached,
+        bipolar,
+    ],
+)
+def test_every_sign_spelling_becomes_a_binary_convolution(spelling: Any, tmp_path: Path) -> None:
+    net = Net(("N", 6, 8, 8), seed=3)
+    hidden = spelling(net, net.batch_norm("x", 6))
+    hidden = net.batch_norm(net.conv(hidden, net.signs(6, 6, 3, 3), pads=[1, 1, 1, 1]), 6, spread=7)
+    output = net.conv(spelling(net, hidden), net.signs(4, 6, 3, 3))
+    domains = ("qonnx.custom_op.general",) if spelling is bipolar else ()
+    x = image(net, 4)
+    x[0, 0, 0, :4] = [0.0, -0.0, 1e-45, -1e-45]
+    tolerance = 2e-6 if spelling is detached else 0.0  # its +-1 are off by an ulp in the original
+    report = check(net.model(output, domains), tmp_path, x, tolerance=tolerance)
+    assert kinds(report).count("binary conv") == 2
+    assert not any("float" in kind for kind in kinds(report))
+
+
+@pytest.mark.parametrize(
+    "domain",
+    ["onnx.brevitas", "finn", "finn.custom_op.general", "qonnx.custom_op.general"],
+)
+@pytest.mark.parametrize("declared", [True, False])
+def test_qonnx_domains_declared_or_not(domain: str, declared: bool, tmp_path: Path) -> None:
+    net = Net(("N", 40), seed=5)
+    scale, zero, bits = net.constant(0.5), net.constant(0.0), net.constant(2.0)
+    act = net.op("Quant", "x", scale, zero, bits, domain=domain, signed=1, narrow=1, rounding_mode="ROUND")
+    latent = net.constant(net.rng.normal(size=(12, 40)) * 0.1)
+    weight = net.op("BipolarQuant", latent, net.constant([1.0]), domain=domain)
+    hidden = net.op("MatMul", act, net.op("Transpose", weight, perm=[1, 0]))
+    output = net.op("BipolarQuant", net.batch_norm(hidden, 12, 5), net.constant([1.0]), domain=domain)
+    output = net.op("MatMul", output, net.constant(net.signs(12, 3)))
+    report = check(net.model(output, (domain,) if declared else ()), tmp_path, image(net, 50))
+    assert kinds(report).count("binary linear") == 2
+
+
+# BatchNorm and weight spellings
+
+
+def test_batch_norm_spelled_out_folded_and_latent_weights(tmp_path: Path) -> None:
+    net = Net(("N", 5, 6, 6), seed=9)
+    latent = net.constant(net.rng.normal(size=(7, 5, 3, 3)))
+    hidden = net.op("Conv", net.op("Sign", "x"), net.op("Sign", latent), kernel_shape=[3, 3])
+    mean, variance = (
+        net.constant(net.rng.normal(size=(1, 7, 1, 1)) * 4),
+        net.constant(net.rng.uniform(9, 30, (1, 7, 1, 1))),
+    )
+    deviation = net.op("Pow", variance, net.constant(0.5))
+    hidden = net.op("Div", net.op("Sub", hidden, mean), deviation)
+    hidden = net.op("Add", net.op("Mul", hidden, net.constant(net.rng.normal(size=(7, 1, 1)))), net.constant(0.125))
+    output = net.conv(net.op("Sign", hidden), net.signs(4, 7, 3, 3))
+    report = check(net.model(output), tmp_path, image(net, 5))
+    assert kinds(report).count("binary conv") == 2
+
+
+def test_weights_scaled_by_folded_batch_norm_are_binary(tmp_path: Path) -> None:
+    net = Net(("N", 8, 6, 6), seed=2)
+    scales = net.rng.choice([0.25, 0.5, 1.0, 2.0], (6, 1, 1, 1)) * net.rng.choice([-1, 1], (6, 1, 1, 1))
+    hidden = net.conv(net.op("Sign", "x"), net.signs(6, 8, 3, 3) * scales, net.rng.normal(size=6))
+    output = net.conv(net.op("Sign", hidden), net.signs(3, 6, 3, 3) * 0.3, net.rng.normal(size=3))
+    report = check(net.model(output), tmp_path, image(net), tolerance=1e-6)
+    assert kinds(report).count("binary conv") == 2
+
+
+def test_arbitrary_scales_agree_with_the_float_model(tmp_path: Path) -> None:
+    net = Net(("N", 8, 6, 6), seed=12)
+    weight = net.signs(6, 8, 3, 3) * net.rng.uniform(0.01, 3, (6, 1, 1, 1))
+    output = net.conv(net.op("Sign", "x"), weight, net.rng.normal(size=6), pads=[1, 1, 1, 1])
+    assert "binary conv" in kinds(check(net.model(output), tmp_path, image(net), tolerance=1e-6))
+
+
+@pytest.mark.parametrize("order", ["pool, norm, sign", "norm, pool, sign", "norm, sign, pool"])
+def test_max_pool_before_or_after_the_sign(order: str, tmp_path: Path) -> None:
+    net = Net(("N", 33, 9, 9), seed=4)
+    hidden = net.conv(net.op("Sign", "x"), net.signs(40, 33, 3, 3), pads=[1, 1, 1, 1])
+    for step in order.split(", "):
+        if step == "pool":
+            hidden = net.op("MaxPool", hidden, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+        elif step == "norm":
+            hidden = net.batch_norm(hidden, 40, 17)
+        else:
+            hidden = net.op("Sign", hidden)
+    output = net.conv(hidden, net.signs(5, 40, 3, 3))
+    report = check(net.model(output), tmp_path, image(net))
+    assert kinds(report).count("binary conv") == 2
+    assert "pooling on bits" in kinds(report)
+
+
+# Geometry
+
+
+@pytest.mark.parametrize("channels", [1, 3, 32, 65, 130])
+@pytest.mark.parametrize("pad", [0.0, -1.0, 1.0])
+def test_paddings_and_channel_counts_are_exact(channels: int, pad: float, tmp_path: Path) -> None:
+    net = Net(("N", channels, 7, 6), seed=channels)
+    hidden = net.op("Sign", "x")
+    if pad == 0.0:
+        output = net.conv(hidden, net.signs(17, channels, 3, 3), pads=[1, 1, 1, 1])
+    else:
+        pads = net.constant([0, 0, 1, 2, 0, 0, 0, 1], np.int64)
+        hidden = net.op("Pad", hidden, pads, net.constant(pad))
+        output = net.conv(hidden, net.signs(17, channels, 3, 3))
+    check(net.model(output), tmp_path, image(net))
+
+
+@pytest.mark.parametrize(
+    ("weight", "attributes"),
+    [
+        ((8, 6, 1, 1), {}),
+        ((8, 6, 5, 5), {"pads": [2, 2, 2, 2]}),
+        ((8, 6, 2, 3), {"strides": [2, 1], "pads": [0, 1, 1, 0]}),
+        ((8, 6, 3, 3), {"dilations": [2, 3], "pads": [2, 3, 2, 3]}),
+        ((8, 3, 3, 3), {"group": 2, "pads": [1, 1, 1, 1]}),
+        ((6, 1, 3, 3), {"group": 6, "strides": [2, 2]}),
+        ((8, 6, 3, 3), {"auto_pad": "SAME_UPPER", "strides": [2, 2]}),
+        ((8, 6, 7, 7), {"pads": [6, 6, 6, 6]}),
+    ],
+)
+def test_any_window_stride_dilation_and_group(weight: tuple[int, ...], attributes: Any, tmp_path: Path) -> None:
+    net = Net(("N", 6, 9, 8), seed=1)
+    output = net.conv(net.op("Sign", "x"), net.signs(*weight), **attributes)
+    assert "binary conv" in kinds(check(net.model(output), tmp_path, image(net)))
+
+
+@pytest.mark.parametrize("layout", ["computed shape", "constant shape", "Flatten"])
+@pytest.mark.parametrize("channels", [8, 33])
+@pytest.mark.parametrize("last", ["MatMul", "Gemm", "Gemm transposed"])
+def test_flatten_into_a_fully_connected_layer(layout: str, channels: int, last: str, tmp_path: Path) -> None:
+    net = Net(("N", channels, 4, 3), seed=6)
+    hidden = net.op("Sign", "x")
+    features = channels * 12
+    if layout == "Flatten":
+        hidden = net.op("Flatten", hidden)
+    else:
+        target = net.constant([-1, features], np.int64)
+        if layout == "computed shape":
+            batch = net.op("Gather", net.op("Shape", hidden), net.constant(0, np.int64), axis=0)
+            batch = net.op("Unsqueeze", batch, net.constant([0], np.int64))
+            target = net.op("Concat", batch, net.constant([-1], np.int64), axis=0)
+        hidden = net.op("Reshape", hidden, target)
+    weight = net.signs(11, features)
+    if last == "MatMul":
+        output = net.op("MatMul", hidden, net.op("Transpose", net.constant(weight), perm=[1, 0]))
+    elif last == "Gemm":
+        output = net.op("Gemm", hidden, net.constant(weight.T), net.constant(np.arange(11)))
+    else:
+        output = net.op(
+            "Gemm", hidden, net.constant(weight), net.constant(np.arange(11)), transB=1, alpha=2.0, beta=0.5
+        )
+    assert "binary linear" in kinds(check(net.model(output), tmp_path, image(net)))
+
+
+def test_channels_last_graph_with_transposes(tmp_path: Path) -> None:
+    net = Net(("N", 6, 5, 4), seed=8)  # NHWC, as Keras exports
+    hidden = net.op(
+        "Pad",
+        net.op("Sign", net.op("Add", net.op("Sign", "x"), net.constant(0.1))),
+        net.constant([0, 1, 1, 0, 0, 1, 1, 0], np.int64),
+        net.constant(1.0),
+    )
+    hidden = net.conv(net.op("Transpose", hidden, perm=[0, 3, 1, 2]), net.signs(9, 4, 3, 3))
+    hidden = net.op("Transpose", hidden, perm=[0, 2, 3, 1])
+    hidden = net.op("Mul", hidden, net.constant(net.rng.normal(size=9)))
+    hidden = net.op("Sign", net.op("Add", hidden, net.constant(net.rng.normal(size=9))))
+    hidden = net.op("Reshape", hidden, net.constant([-1, 6 * 5 * 9], np.int64))
+    output = net.op("MatMul", hidden, net.constant(net.signs(6 * 5 * 9, 3)))
+    report = check(net.model(output), tmp_path, image(net))
+    assert kinds(report).count("binary conv") == 1
+    assert kinds(report).count("binary linear") == 1
+
+
+# More bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "weight_levels", [(-1, 1), (-1, 0, 1), (-3, -1, 1, 3), tuple(range(-4, 4)), tuple(range(-7, 8))]
+)
+def test_low_bit_activations_and_weights(bits: int, weight_levels: tuple[int, ...], tmp_path: Path) -> None:
+    net = Net(("N", 35, 6, 6), seed=bits)
+    scale, zero, width = net.constant(0.25), net.constant(0.0), net.constant(float(bits))
+    domain = "qonnx.custom_op.general"
+    act = net.op(
+        "Quant", net.op("Relu", "x"), scale, zero, width, domain=domain, signed=0, narrow=0, rounding_mode="ROUND"
+    )
+    weight = net.rng.choice(np.asarray(weight_levels, np.float32), (10, 35, 3, 3)) * 0.5
+    hidden = net.batch_norm(net.conv(act, weight, pads=[1, 1, 1, 1]), 10, 8)
+    act = net.op("Quant", hidden, scale, zero, width, domain=domain, signed=1, narrow=0, rounding_mode="ROUND")
+    output = net.conv(act, net.rng.choice(np.asarray(weight_levels, np.float32), (4, 10, 1, 1)))
+    report = check(net.model(output, (domain,)), tmp_path, image(net))
+    assert sum(layer.op == "binary_conv" for layer in report.layers) == 2
+
+
+def test_quantize_dequantize_pairs_are_read_as_levels(tmp_path: Path) -> None:
+    net = Net(("N", 8, 5, 5), seed=0)
+    scale, zero = net.constant(0.5), net.constant(0, np.int8)
+    act = net.op("QuantizeLinear", "x", scale, zero)
+    act = net.op("Clip", act, net.constant(-1, np.int8), net.constant(1, np.int8))
+    act = net.op("DequantizeLinear", act, scale, zero)
+    weight = net.op("DequantizeLinear", net.constant(net.rng.integers(-1, 2, (6, 8, 3, 3)), np.int8), scale, zero)
+    output = net.op("Conv", act, weight, kernel_shape=[3, 3])
+    assert "ternary conv" in kinds(check(net.model(output), tmp_path, image(net)))
+
+
+def test_eight_bit_quantizers_run_as_floats(tmp_path: Path) -> None:
+    net = Net(("N", 8, 5, 5), seed=0)
+    scale, zero = net.constant(0.02), net.constant(3, np.uint8)
+    act = net.op("DequantizeLinear", net.op("QuantizeLinear", "x", scale, zero), scale, zero)
+    output = net.conv(act, net.rng.normal(size=(4, 8, 3, 3)))
+    assert "float conv" in kinds(check(net.model(output), tmp_path, image(net), tolerance=1e-6))
+
+
+# Residual networks and float layers
+
+
+def test_residual_binary_block(tmp_path: Path) -> None:
+    net = Net(("N", 3, 12, 12), seed=21)
+    stem = net.conv("x", net.rng.normal(size=(16, 3, 3, 3)), net.rng.normal(size=16), pads=[1, 1, 1, 1], strides=[2, 2])
+    body = net.batch_norm(net.conv(net.op("Sign", stem), net.signs(16, 16, 3, 3), pads=[1, 1, 1, 1]), 16, 12)
+    joined = net.op("PRelu", net.op("Add", body, stem), net.constant(np.full((16, 1, 1), 0.25)))
+    down = net.op("AveragePool", joined, kernel_shape=[2, 2], strides=[2, 2])
+    down = net.batch_norm(net.conv(down, net.rng.normal(size=(24, 16, 1, 1))), 24)
+    body = net.conv(net.op("Sign", joined), net.signs(24, 16, 3, 3), pads=[1, 1, 1, 1], strides=[2, 2])
+    joined = net.op("Add", net.batch_norm(body, 24, 12), down)
+    pooled = net.op("Flatten", net.op("GlobalAveragePool", joined))
+    output = net.op("Gemm", pooled, net.constant(net.rng.normal(size=(10, 24))), net.constant(np.arange(10)), transB=1)
+    report = check(net.model(output), tmp_path, image(net), tolerance=1e-5)
+    assert kinds(report).count("binary conv") == 2
+    reasons = {layer.name: layer.reason for layer in report.layers if layer.kind.startswith("float")}
+    assert len(reasons) == 3
+    assert all(reasons.values())
+
+
+FLOAT_OPS: dict[str, Any] = {
+    "Relu": lambda n, x: n.op("Relu", x),
+    "Clip": lambda n, x: n.op("Clip", x, n.constant(-0.5), n.constant(0.75)),
+    "LeakyRelu": lambda n, x: n.op("LeakyRelu", x, alpha=0.1),
+    "PRelu": lambda n, x: n.op("PRelu", x, n.constant(n.rng.normal(size=(6, 1, 1)))),
+    "Sigmoid": lambda n, x: n.op("Sigmoid", x),
+    "Tanh": lambda n, x: n.op("Tanh", x),
+    "HardSwish": lambda n, x: n.op("HardSwish", x),
+    "HardSigmoid": lambda n, x: n.op("HardSigmoid", x, alpha=0.25, beta=0.4),
+    "Abs, Sqrt": lambda n, x: n.op("Sqrt", n.op("Abs", x)),
+    "BatchNormalization": lambda n, x: n.batch_norm(x, 6),
+    "MaxPool": lambda n, x: n.op("MaxPool", x, kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1]),
+    "MaxPool ceil": lambda n, x: n.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "AveragePool": lambda n, x: n.op("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+    "AveragePool with pads": lambda n, x: n.op(
+        "AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1
+    ),
+    "GlobalAveragePool": lambda n, x: n.op("GlobalAveragePool", x),
+    "GlobalMaxPool": lambda n, x: n.op("GlobalMaxPool", x),
+    "Add scalar": lambda n, x: n.op("Add", n.constant(1.5), x),
+    "Sub vector": lambda n, x: n.op("Sub", n.constant(n.rng.normal(size=(6, 1, 1))), x),
+    "Mul map": lambda n, x: n.op("Mul", x, n.constant(n.rng.normal(size=(7, 5)))),
+    "Div": lambda n, x: n.op("Div", x, n.constant(n.rng.uniform(1, 2, (1, 6, 1, 1)))),
+    "Add itself": lambda n, x: n.op("Add", x, x),
+    "Mul by a pooled map": lambda n, x: n.op("Mul", x, n.op("GlobalAveragePool", x)),
+    "Concat": lambda n, x: n.op("Concat", x, n.op("Relu", x), axis=1),
+    "Concat rows": lambda n, x: n.op("Concat", x, n.op("Relu", x), axis=2),
+    "Transpose": lambda n, x: n.op("Transpose", x, perm=[0, 3, 1, 2]),
+    "to NHWC": lambda n, x: n.op("Transpose", x, perm=[0, 2, 3, 1]),
+    "Reshape": lambda n, x: n.op("Reshape", x, n.constant([0, 2, -1], np.int64)),
+    "Flatten": lambda n, x: n.op("Flatten", x),
+    "Squeeze, Unsqueeze": lambda n, x: n.op(
+        "Squeeze", n.op("Unsqueeze", x, n.constant([2], np.int64)), n.constant([2], np.int64)
+    ),
+    "Pad": lambda n, x: n.op("Pad", x, n.constant([0, 1, 0, 2, 0, 0, 1, 0], np.int64), n.constant(0.5)),
+    "Pad crops": lambda n, x: n.op("Pad", x, n.constant([0, 0, -1, 0, 0, 0, 0, -2], np.int64)),
+    "Softmax": lambda n, x: n.op("Softmax", x, axis=1),
+    "Softmax last": lambda n, x: n.op("LogSoftmax", x, axis=-1),
+    "ArgMax": lambda n, x: n.op("ArgMax", x, axis=1, keepdims=0),
+    "ReduceMean": lambda n, x: n.op("ReduceMean", x, n.constant([2, 3], np.int64), keepdims=0),
+    "Min": lambda n, x: n.op("Min", x, n.constant(0.25)),
+    "Max of three": lambda n, x: n.op("Max", x, n.constant(0.0), n.op("Neg", x)),
+    "Conv": lambda n, x: n.conv(
+        x, n.rng.normal(size=(9, 2, 3, 3)), n.rng.normal(size=9), group=3, strides=[2, 1], pads=[1, 2, 0, 1]
+    ),
+    "MatMul of rank 4": lambda n, x: n.op("MatMul", x, n.constant(n.rng.normal(size=(5, 3)))),
+}
+
+
+@pytest.mark.parametrize("name", FLOAT_OPS)
+@pytest.mark.parametrize("behind", ["input", "convolution"])
+def test_float_op(name: str, behind: str, tmp_path: Path) -> None:
+    net = Net(("N", 6, 7, 5), seed=17)
+    x = "x" if behind == "input" else net.conv("x", net.rng.normal(size=(6, 6, 1, 1)))
+    check(net.model(FLOAT_OPS[name](net, x)), tmp_path, image(net, 2), tolerance=2e-6)
+
+
+def test_flat_features_meet_constants_and_linear_layers(tmp_path: Path) -> None:
+    net = Net(("N", 6, 4, 4), seed=17)
+    flat = net.op("Flatten", net.conv("x", net.rng.normal(size=(5, 6, 1, 1))))
+    flat = net.op("Relu", net.op("Mul", flat, net.constant(net.rng.normal(size=80))))
+    flat = net.batch_norm(net.op("Add", flat, flat), 80)
+    output = net.op("Gemm", flat, net.constant(net.rng.normal(size=(80, 7))))
+    check(net.model(output), tmp_path, image(net, 2), tolerance=5e-6)
+
+
+def test_several_outputs_and_a_sign_that_is_also_added(tmp_path: Path) -> None:
+    net = Net(("N", 6, 5, 5), seed=2)
+    bits = net.op("Sign", "x")
+    conv = net.conv(bits, net.signs(6, 6, 3, 3), pads=[1, 1, 1, 1])
+    output = net.op("Add", conv, bits)
+    second = net.conv(net.op("Sign", net.op("Add", conv, net.constant(0.5))), net.signs(2, 6, 1, 1))
+    report = check(net.model(output, outputs=(second, conv)), tmp_path, image(net))
+    assert kinds(report).count("binary conv") == 2
+
+
+# Fully connected layers
+
+
+@pytest.mark.parametrize("values", [2, 4, 16])
+def test_few_valued_weights_become_an_exact_codebook(values: int, tmp_path: Path) -> None:
+    net = Net(("N", 100), seed=values)
+    weight = net.rng.choice(net.rng.normal(size=values).astype(np.float32), (30, 100))
+    output = net.op("Gemm", "x", net.constant(weight), net.constant(np.arange(30)), transB=1)
+    report = check(net.model(output), tmp_path, image(net, 9), tolerance=1e-6)
+    assert kinds(report) == ["codebook linear"]
+
+
+def test_float_weights_stay_exact_unless_compression_is_asked_for(tmp_path: Path) -> None:
+    net = Net(("N", 128), seed=1)
+    output = net.op("Gemm", "x", net.constant(net.rng.normal(size=(64, 128))), transB=1)
+    model = net.model(output)
+    assert kinds(check(model, tmp_path, image(net, 3), tolerance=1e-6)) == ["float linear"]
+    report, _ = convert(model, tmp_path, fc_prune=0.75, fc_bits=4)
+    assert kinds(report) == ["codebook linear"]
+    assert "75% zeros" in report.layers[0].reason
+    assert "relative error" in report.layers[0].reason
+    assert report.layers[0].bytes_after < 128 * 64 * 2.1 / 8 + 64 * 4 + 64
+
+
+@pytest.mark.parametrize("option", [{"fc_prune": 1.0}, {"fc_prune": -0.1}, {"fc_bits": 5}, {"input_layout": "CHWN"}])
+def test_bad_options_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
+    net = Net(("N", 4))
+    with pytest.raises(tac_engine.InvalidInputError, match=next(iter(option))):
+        convert(net.model(net.op("Relu", "x")), tmp_path, **option)
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_images_are_normalised_as_numpy_does(layout: str, tmp_path: Path) -> None:
+    shape = ("N", 3, 6, 5) if layout == "NCHW" else ("N", 6, 5, 3)
+    net = Net(shape, seed=1)
+    _, path = convert(net.model(net.op("Relu", "x")), tmp_path, mean=[0.1, 0.5, 0.25], std=[0.5, 0.25, 1.0])
+    engine = tac_engine.load(path)
+    pixels = net.rng.integers(0, 256, (4, 6, 5, 3), np.uint8)
+    mean, std = np.asarray([0.1, 0.5, 0.25], np.float32), np.asarray([0.5, 0.25, 1.0], np.float32)
+    x = (pixels.astype(np.float32) * np.float32(1 / 255) - mean) / std
+    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if layout == "NCHW" else x
+    np.testing.assert_array_equal(engine.run(pixels), np.maximum(x, 0))
+    np.testing.assert_array_equal(engine.run(x), np.maximum(x, 0))
+    np.testing.assert_array_equal(engine.run(pixels[0]), np.maximum(x[:1], 0))
+
+
+# Refusals
+
+
+def test_every_offender_is_named_with_its_reason(tmp_path: Path) -> None:
+    net = Net(("N", 4, 8, 8))
+    first = net.op("Erf", "x")
+    second = net.op("Pad", "x", net.constant([0, 0, 1, 1, 0, 0, 1, 1], np.int64), mode="reflect")
+    third = net.op("MatMul", "x", "x")
+    model = net.model(first, outputs=(second, third))
+    with pytest.raises(UnsupportedModelError) as caught:
+        convert(model, tmp_path)
+    message = str(caught.value)
+    assert "'Erf_0' (Erf)" in message
+    assert "'Pad_1' (Pad): padding mode 'reflect'" in message
+    assert "'MatMul_2' (MatMul)" in message
+    assert not (tmp_path / "model.tacbin").exists()
+
+
+def test_the_report_says_why_a_layer_is_float(tmp_path: Path) -> None:
+    net = Net(("N", 4, 8, 8))
+    output = net.conv(net.op("Relu", "x"), net.signs(4, 4, 3, 3))
+    report, _ = convert(net.model(output), tmp_path)
+    reason = next(layer.reason for layer in report.layers if layer.kind == "float conv")
+    assert "Relu_0" in reason
+    assert "dropped their sign" in reason
+
+
+def test_external_data_beside_the_model(tmp_path: Path) -> None:
+    net = Net(("N", 6, 8, 8), seed=3)
+    model = net.model(net.conv(net.op("Sign", "x"), net.signs(6, 6, 3, 3)))
+    x = image(net)
+    expected, inside = convert(model, tmp_path)
+    want = tac_engine.load(inside).run(x)
+    path = tmp_path / "external.onnx"
+    onnx.save_model(model, str(path), save_as_external_data=True, location="external.bin", size_threshold=0)
+    report = tac_engine.convert(path, tmp_path / "external.tacbin")
+    assert kinds(report) == kinds(expected)
+    np.testing.assert_array_equal(tac_engine.load(tmp_path / "external.tacbin").run(x), want)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_fixed_batch_axis_takes_any_batch(batch: int, tmp_path: Path) -> None:
+    net = Net((batch, 2, 4, 4), seed=batch)
+    flat = net.op("Reshape", net.op("Sign", "x"), net.constant([batch, 32], np.int64))
+    output = net.op("MatMul", flat, net.constant(net.signs(32, 5)))
+    _, path = convert(net.model(output), tmp_path)
+    engine = tac_engine.load(path)
+    x = image(net, 7)
+    signs = np.sign(x).reshape(7, 32)
+    weight = onnx.numpy_helper.to_array(net.initializers[-1])
+    np.testing.assert_array_equal(engine.run(x), signs @ weight)
+
+
+def test_dynamic_height_is_refused_by_name_and_fixed_by_input_shapes(tmp_path: Path) -> None:
+    net = Net(("N", 3, "H", 8))
+    model = net.model(net.op("Relu", "x"))
+    with pytest.raises(UnsupportedModelError, match="'x'"):
+        convert(model, tmp_path)
+    convert(model, tmp_path, input_shapes={"x": (None, 3, 8, 8)})
+
+
+def test_float16_input_is_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="r")],
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, ["N", 4])],
+    )
+    with pytest.raises(UnsupportedModelError, match="float16"):
+        tac_engine.convert(save(helper.make_model(graph, ir_version=9), tmp_path), tmp_path / "m.tacbin")
