@@ -33,11 +33,13 @@ const char* dtype_text(DType dtype) {
 
 Encoding encoding_from(const py::dict& spec) {
   const auto get = [&]<class T>(const char* name, T) {
-    if (!spec.contains(name)) throw py::type_error("encoding: '" + std::string(name) + "' is missing");
+    if (!spec.contains(name))
+      throw py::type_error("encoding: '" + std::string(name) + "' is missing");
     try {
       return spec[name].cast<T>();
     } catch (const py::cast_error&) {
-      throw py::type_error("encoding: '" + std::string(name) + "' cannot be " + std::string(py::repr(spec[name])));
+      throw py::type_error("encoding: '" + std::string(name) + "' cannot be " +
+                           std::string(py::repr(spec[name])));
     }
   };
   const auto kind = get("kind", std::string());
@@ -46,11 +48,12 @@ Encoding encoding_from(const py::dict& spec) {
   }
   const std::size_t n_keys = kind == "linear" ? 4 : 1;
   if (spec.size() > n_keys) {
-    throw py::type_error("encoding: a " + kind + " encoding has " + std::to_string(n_keys) + " keys, found " +
-                         std::string(py::repr(spec)));
+    throw py::type_error("encoding: a " + kind + " encoding has " + std::to_string(n_keys) +
+                         " keys, found " + std::string(py::repr(spec)));
   }
   if (kind == "sign_zero") return {Encoding::Kind::kSignZero, -1, 1, 3};
-  return {Encoding::Kind::kLinear, get("lo", std::int32_t{}), get("step", std::int32_t{}), get("n_levels", std::uint32_t{})};
+  return {Encoding::Kind::kLinear, get("lo", std::int32_t{}), get("step", std::int32_t{}),
+          get("n_levels", std::uint32_t{})};
 }
 
 py::object encoding_dict(const Encoding& e) {
@@ -70,30 +73,37 @@ py::array_t<T> exact_array(const py::handle& value, const std::string& what) {
   const bool is_array = py::isinstance<py::array>(value);
   if (!is_array || !py::array_t<T, py::array::c_style>::check_(value)) {
     const std::string expected = py::str(py::object(py::dtype::of<T>()));
-    const std::string found = is_array ? std::string(py::str(value.attr("dtype"))) + " array, strides " +
-                                             std::string(py::str(value.attr("strides")))
-                                       : std::string(py::str(py::type::of(value)));
-    throw py::type_error(what + ": expected a C-contiguous array of " + expected + ", found " + found);
+    const std::string found = is_array
+                                  ? std::string(py::str(value.attr("dtype"))) + " array, strides " +
+                                        std::string(py::str(value.attr("strides")))
+                                  : std::string(py::str(py::type::of(value)));
+    throw py::type_error(what + ": expected a C-contiguous array of " + expected + ", found " +
+                         found);
   }
   return py::reinterpret_borrow<py::array_t<T>>(value);
 }
 
 template <class T>
 std::span<const std::byte> bytes_of(const py::array_t<T>& array) {
-  return {reinterpret_cast<const std::byte*>(array.data()), static_cast<std::size_t>(array.nbytes())};
+  return {reinterpret_cast<const std::byte*>(array.data()),
+          static_cast<std::size_t>(array.nbytes())};
 }
 
-// Fills the fields of an op from a dict; every key must be a field and every field but arrays must be there.
+// Fills the fields of an op from a dict; every key must be a field and every field but arrays must
+// be there.
 class FieldSetter {
  public:
-  FieldSetter(ModelWriter& writer, const std::string& op, const py::dict& values) : writer_(writer), op_(op), values_(values) {}
+  FieldSetter(ModelWriter& writer, const std::string& op, const py::dict& values)
+      : writer_(writer), op_(op), values_(values) {}
 
   void operator()(const char* name, TensorId& v) { v = get<TensorId>(name); }
   void operator()(const char* name, TensorList& v) { v.ids = get<std::vector<TensorId>>(name); }
   void operator()(const char* name, std::int64_t& v) { v = get<std::int64_t>(name); }
   void operator()(const char* name, float& v) { v = get<float>(name); }
   void operator()(const char* name, bool& v) { v = get<bool>(name); }
-  void operator()(const char* name, std::vector<std::int64_t>& v) { v = get<std::vector<std::int64_t>>(name); }
+  void operator()(const char* name, std::vector<std::int64_t>& v) {
+    v = get<std::vector<std::int64_t>>(name);
+  }
   template <class T>
   void operator()(const char* name, BlobOf<T>& v) {
     if (!values_.contains(name)) return;
@@ -114,7 +124,8 @@ class FieldSetter {
     if (used_ == values_.size()) return;
     for (const auto& item : values_) {
       const auto key = item.first.cast<std::string>();
-      if (std::none_of(fields.begin(), fields.end(), [&](const FieldSpec& f) { return f.name == key; })) {
+      if (std::none_of(fields.begin(), fields.end(),
+                       [&](const FieldSpec& f) { return f.name == key; })) {
         throw py::type_error(where(key.c_str()) + ": no such field");
       }
     }
@@ -221,8 +232,10 @@ py::dict inspect(const std::filesystem::path& path) {
 // [rows, n] of 0 and 1 -> uint32 [rows, ceil(n / 32)], bit n % 32 of word n / 32.
 py::array_t<std::uint32_t> pack_bits(const py::array& bits) {
   const bool is_bool = bits.dtype().kind() == 'b';
-  const auto values = exact_array<std::uint8_t>(is_bool ? py::object(bits.attr("view")("uint8")) : py::object(bits), "pack_bits");
-  if (values.ndim() != 2) throw py::type_error("pack_bits: expected rank 2, found " + std::to_string(values.ndim()));
+  const auto values = exact_array<std::uint8_t>(
+      is_bool ? py::object(bits.attr("view")("uint8")) : py::object(bits), "pack_bits");
+  if (values.ndim() != 2)
+    throw py::type_error("pack_bits: expected rank 2, found " + std::to_string(values.ndim()));
   const py::ssize_t rows = values.shape(0), n = values.shape(1), words = (n + 31) / 32;
   py::array_t<std::uint32_t> packed({rows, words});
   std::uint32_t* out = packed.mutable_data();
@@ -242,15 +255,17 @@ TensorId add_tensor(ModelWriter& writer, Tensor tensor) {
   return static_cast<TensorId>(writer.graph.tensors.size() - 1);
 }
 
-void add_op(ModelWriter& writer, const std::string& kind, const py::dict& fields, const std::string& name,
-            const std::string& origin) {
+void add_op(ModelWriter& writer, const std::string& kind, const py::dict& fields,
+            const std::string& name, const std::string& origin) {
   auto made = make_op(kind);
   if (!made) throw py::type_error("op '" + name + "': no such kind '" + kind + "'");
   visit_op(*made, [&](auto& held) {
     FieldSetter setter(writer, name, fields);
     held.fields(setter);
     const auto specs = op_specs();
-    setter.finish(std::find_if(specs.begin(), specs.end(), [&](const OpSpec& s) { return s.name == kind; })->fields);
+    setter.finish(std::find_if(specs.begin(), specs.end(), [&](const OpSpec& s) {
+                    return s.name == kind;
+                  })->fields);
   });
   writer.graph.ops.push_back({name, origin, std::move(*made)});
 }
@@ -262,8 +277,8 @@ void register_format(py::module_& m) {
       .def(py::init<>())
       .def(
           "add_tensor",
-          [](ModelWriter& writer, std::string name, std::vector<std::int64_t> dims, const std::string& dtype,
-             const std::optional<py::dict>& encoding) {
+          [](ModelWriter& writer, std::string name, std::vector<std::int64_t> dims,
+             const std::string& dtype, const std::optional<py::dict>& encoding) {
             Tensor t;
             t.name = std::move(name);
             t.dims = std::move(dims);
@@ -271,7 +286,8 @@ void register_format(py::module_& m) {
             if (encoding) t.encoding = encoding_from(*encoding);
             return add_tensor(writer, std::move(t));
           },
-          py::arg("name"), py::arg("dims"), py::arg("dtype") = "f32", py::arg("encoding") = py::none(),
+          py::arg("name"), py::arg("dims"), py::arg("dtype") = "f32",
+          py::arg("encoding") = py::none(),
           "Adds a tensor with per-sample dims (without the batch axis); returns its id.")
       .def(
           "add_constant",
@@ -285,18 +301,21 @@ void register_format(py::module_& m) {
             return add_tensor(writer, std::move(t));
           },
           py::arg("name"), py::arg("value"), "Adds a float32 constant; returns its tensor id.")
-      .def("add_op", &add_op, py::arg("kind"), py::arg("fields"), py::arg("name"), py::arg("origin") = "",
+      .def("add_op", &add_op, py::arg("kind"), py::arg("fields"), py::arg("name"),
+           py::arg("origin") = "",
            "Adds an op; op_specs() lists kinds and fields. Arrays that are left out are empty.")
       .def(
           "add_input",
-          [](ModelWriter& writer, TensorId tensor, const std::optional<py::array>& lut, bool channels_first) {
+          [](ModelWriter& writer, TensorId tensor, const std::optional<py::array>& lut,
+             bool channels_first) {
             ModelInput input;
             input.tensor = tensor;
             input.preprocess.channels_first = channels_first;
             if (lut) {
               const auto table = exact_array<float>(*lut, "lut");
               if (table.ndim() != 2 || table.shape(1) != 256) {
-                throw py::type_error("lut: expected shape [C, 256], found " + std::string(py::str(lut->attr("shape"))));
+                throw py::type_error("lut: expected shape [C, 256], found " +
+                                     std::string(py::str(lut->attr("shape"))));
               }
               input.preprocess.lut.bytes = writer.own(bytes_of(table));
             }
@@ -305,10 +324,12 @@ void register_format(py::module_& m) {
           py::arg("tensor"), py::arg("lut") = py::none(), py::arg("channels_first") = true,
           "Makes a tensor an input; lut [C, 256] float32 lets it take uint8 images.")
       .def(
-          "add_output", [](ModelWriter& writer, TensorId tensor) { writer.graph.outputs.push_back(tensor); },
+          "add_output",
+          [](ModelWriter& writer, TensorId tensor) { writer.graph.outputs.push_back(tensor); },
           py::arg("tensor"))
       .def(
-          "set_metadata", [](ModelWriter& writer, std::string text) { writer.graph.metadata = std::move(text); },
+          "set_metadata",
+          [](ModelWriter& writer, std::string text) { writer.graph.metadata = std::move(text); },
           py::arg("text"), "Free text (JSON) kept in the file.")
       .def("save", &ModelWriter::save, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
            "Validates the model and writes it in one step; raises FormatError.")
@@ -319,26 +340,31 @@ void register_format(py::module_& m) {
             return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
           },
           "The bytes that save() would write.");
-  m.def("inspect", &inspect, py::arg("path"), "Contents of a .tacbin as plain Python data; arrays by their size.");
-  m.def("pack_bits", &pack_bits, py::arg("bits"), "Packs bool or uint8 [rows, n] of 0 and 1 into uint32 [rows, ceil(n / 32)].");
-  m.def("op_specs", [] {
-    py::list specs;
-    for (const OpSpec& spec : op_specs()) {
-      py::list fields;
-      for (const FieldSpec& field : spec.fields) {
-        py::dict f;
-        f["name"] = std::string(field.name);
-        f["type"] = std::string(field.type);
-        fields.append(f);
-      }
-      py::dict d;
-      d["code"] = spec.code;
-      d["name"] = std::string(spec.name);
-      d["fields"] = fields;
-      specs.append(d);
-    }
-    return specs;
-  }, "Every op of the format: code, name and fields.");
+  m.def("inspect", &inspect, py::arg("path"),
+        "Contents of a .tacbin as plain Python data; arrays by their size.");
+  m.def("pack_bits", &pack_bits, py::arg("bits"),
+        "Packs bool or uint8 [rows, n] of 0 and 1 into uint32 [rows, ceil(n / 32)].");
+  m.def(
+      "op_specs",
+      [] {
+        py::list specs;
+        for (const OpSpec& spec : op_specs()) {
+          py::list fields;
+          for (const FieldSpec& field : spec.fields) {
+            py::dict f;
+            f["name"] = std::string(field.name);
+            f["type"] = std::string(field.type);
+            fields.append(f);
+          }
+          py::dict d;
+          d["code"] = spec.code;
+          d["name"] = std::string(spec.name);
+          d["fields"] = fields;
+          specs.append(d);
+        }
+        return specs;
+      },
+      "Every op of the format: code, name and fields.");
 }
 
 }  // namespace tac

@@ -6,9 +6,12 @@
 namespace tac {
 
 std::uint64_t checksum(std::span<const std::byte> bytes) noexcept {
-  static_assert(std::endian::native == std::endian::little, "the format is read and written in place");
+  static_assert(std::endian::native == std::endian::little,
+                "the format is read and written in place");
   constexpr std::uint64_t kPrime = 0x9E3779B97F4A7C15ULL;  // odd: multiplication is a bijection
-  const auto step = [](std::uint64_t lane, std::uint64_t word) { return std::rotl((lane ^ word) * kPrime, 29); };
+  const auto step = [](std::uint64_t lane, std::uint64_t word) {
+    return std::rotl((lane ^ word) * kPrime, 29);
+  };
   std::uint64_t lanes[4] = {1, 2, 3, 4};
   const std::byte* p = bytes.data();
   std::size_t left = bytes.size();

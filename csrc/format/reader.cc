@@ -21,8 +21,8 @@ namespace tac {
 
 namespace {
 
-// Walks the structure section and hands out blobs in the order of their appearance. No read leaves the section; no length
-// is believed before the bytes it speaks of are there.
+// Walks the structure section and hands out blobs in the order of their appearance. No read leaves
+// the section; no length is believed before the bytes it speaks of are there.
 class Decoder {
  public:
   Decoder(std::span<const std::byte> file, std::size_t structure_end, std::size_t blob_offset)
@@ -63,12 +63,14 @@ class Decoder {
     const std::size_t begin = round_up(blob_position_, kBlobAlignment);
     if (begin > file_.size() || length > file_.size() - begin) {
       throw Error(ErrorCode::kBadBlob, op_, tensor_,
-                  std::string(what) + " of " + std::to_string(length) + " bytes at " + std::to_string(begin) +
-                      " ends outside the file of " + std::to_string(file_.size()) + " bytes");
+                  std::string(what) + " of " + std::to_string(length) + " bytes at " +
+                      std::to_string(begin) + " ends outside the file of " +
+                      std::to_string(file_.size()) + " bytes");
     }
     for (std::size_t i = blob_position_; i < begin; ++i) {
       if (file_[i] != std::byte{0}) {
-        throw Error(ErrorCode::kBadBlob, op_, tensor_, "padding byte " + std::to_string(i) + " before " + what + " is not 0");
+        throw Error(ErrorCode::kBadBlob, op_, tensor_,
+                    "padding byte " + std::to_string(i) + " before " + what + " is not 0");
       }
     }
     blob_position_ = begin + length;
@@ -96,8 +98,8 @@ class Decoder {
     v.bytes = blob(name);
     if (v.bytes.size() % sizeof(T) != 0) {
       throw Error(ErrorCode::kBadBlob, op_, tensor_,
-                  std::string(name) + " has " + std::to_string(v.bytes.size()) + " bytes, not a multiple of " +
-                      std::to_string(sizeof(T)));
+                  std::string(name) + " has " + std::to_string(v.bytes.size()) +
+                      " bytes, not a multiple of " + std::to_string(sizeof(T)));
     }
   }
   template <class E>
@@ -117,7 +119,9 @@ class Decoder {
     op_ = std::move(op);
     tensor_ = std::move(tensor);
   }
-  [[noreturn]] void fail(const std::string& detail) const { throw Error(code_, op_, tensor_, detail); }
+  [[noreturn]] void fail(const std::string& detail) const {
+    throw Error(code_, op_, tensor_, detail);
+  }
 
  private:
   void need(std::size_t bytes, const char* what) const {
@@ -136,14 +140,16 @@ Tensor read_tensor(Decoder& d, std::size_t index) {
   t.name = d.text("name", kNameRule);
   d.set_context(ErrorCode::kBadTensor, "", t.name);
   const auto dtype = d.number<std::uint8_t>("dtype");
-  if (dtype < 1 || dtype > 3) d.fail("dtype is " + std::to_string(dtype) + ", expected 1 (f32), 2 (bits) or 3 (i64)");
+  if (dtype < 1 || dtype > 3)
+    d.fail("dtype is " + std::to_string(dtype) + ", expected 1 (f32), 2 (bits) or 3 (i64)");
   t.dtype = static_cast<DType>(dtype);
   d("is_constant", t.is_constant);
   const auto kind = d.number<std::uint8_t>("encoding kind");
   if (kind > 2) d.fail("encoding kind is " + std::to_string(kind) + ", expected 0, 1 or 2");
   t.encoding.kind = static_cast<Encoding::Kind>(kind);
   const auto rank = d.number<std::uint8_t>("rank");
-  if (rank > kMaxRank) d.fail("rank is " + std::to_string(rank) + ", limit " + std::to_string(kMaxRank));
+  if (rank > kMaxRank)
+    d.fail("rank is " + std::to_string(rank) + ", limit " + std::to_string(kMaxRank));
   t.encoding.lo = d.number<std::int32_t>("lo");
   t.encoding.step = d.number<std::int32_t>("step");
   t.encoding.n_levels = d.number<std::uint32_t>("n_levels");
@@ -168,8 +174,10 @@ Op read_op(Decoder& d, std::size_t index) {
   op.op = std::move(*made);
   visit_op(op.op, [&](auto& held) { held.fields(d); });
   if (d.position() != end) {
-    d.fail("its record is " + std::to_string(length) + " bytes long, its fields end at a distance of " +
-           std::to_string(static_cast<std::int64_t>(d.position()) - static_cast<std::int64_t>(end)));
+    d.fail(
+        "its record is " + std::to_string(length) +
+        " bytes long, its fields end at a distance of " +
+        std::to_string(static_cast<std::int64_t>(d.position()) - static_cast<std::int64_t>(end)));
   }
   return op;
 }
@@ -184,32 +192,38 @@ T get(std::span<const std::byte> bytes, std::size_t offset) {
 Graph parse(std::span<const std::byte> file) {
   if (file.empty()) throw Error(ErrorCode::kTruncated, "the file is empty");
   if (file.size() < sizeof(kMagic) || std::memcmp(file.data(), kMagic, sizeof(kMagic)) != 0) {
-    const bool begins = std::memcmp(file.data(), kMagic, std::min(file.size(), sizeof(kMagic))) == 0;
-    if (begins) throw Error(ErrorCode::kTruncated, "the file ends after " + std::to_string(file.size()) + " bytes");
+    const bool begins =
+        std::memcmp(file.data(), kMagic, std::min(file.size(), sizeof(kMagic))) == 0;
+    if (begins)
+      throw Error(ErrorCode::kTruncated,
+                  "the file ends after " + std::to_string(file.size()) + " bytes");
     throw Error(ErrorCode::kBadMagic, "not a .tacbin: the first 8 bytes are not its magic");
   }
   if (file.size() < kHeaderBytes) {
-    throw Error(ErrorCode::kTruncated,
-                "the file has " + std::to_string(file.size()) + " bytes, its header alone " + std::to_string(kHeaderBytes));
+    throw Error(ErrorCode::kTruncated, "the file has " + std::to_string(file.size()) +
+                                           " bytes, its header alone " +
+                                           std::to_string(kHeaderBytes));
   }
   const auto version = get<std::uint32_t>(file, 8);
   if (version != kFormatVersion) {
-    throw Error(ErrorCode::kBadVersion, "format version " + std::to_string(version) + ", this reader knows " +
-                                            std::to_string(kFormatVersion) +
-                                            (version > kFormatVersion ? "; a newer tac_engine wrote the file" : ""));
+    throw Error(ErrorCode::kBadVersion,
+                "format version " + std::to_string(version) + ", this reader knows " +
+                    std::to_string(kFormatVersion) +
+                    (version > kFormatVersion ? "; a newer tac_engine wrote the file" : ""));
   }
   const auto header_bytes = get<std::uint32_t>(file, 12);
   if (header_bytes != kHeaderBytes) {
-    throw Error(ErrorCode::kBadHeader, "header of " + std::to_string(header_bytes) + " bytes, expected " +
-                                           std::to_string(kHeaderBytes));
+    throw Error(ErrorCode::kBadHeader, "header of " + std::to_string(header_bytes) +
+                                           " bytes, expected " + std::to_string(kHeaderBytes));
   }
   const auto file_bytes = get<std::uint64_t>(file, 24);
   if (file_bytes > file.size()) {
-    throw Error(ErrorCode::kTruncated, "the file has " + std::to_string(file.size()) + " bytes, its header says " +
-                                           std::to_string(file_bytes));
+    throw Error(ErrorCode::kTruncated, "the file has " + std::to_string(file.size()) +
+                                           " bytes, its header says " + std::to_string(file_bytes));
   }
   if (file_bytes < file.size()) {
-    throw Error(ErrorCode::kBadHeader, std::to_string(file.size() - file_bytes) + " bytes follow the end of the model");
+    throw Error(ErrorCode::kBadHeader,
+                std::to_string(file.size() - file_bytes) + " bytes follow the end of the model");
   }
   const std::uint64_t stored = get<std::uint64_t>(file, kChecksumOffset);
   if (checksum(file.subspan(kChecksummedFrom)) != stored) {
@@ -218,16 +232,18 @@ Graph parse(std::span<const std::byte> file) {
   const auto structure_bytes = get<std::uint64_t>(file, 32);
   const auto blob_offset = get<std::uint64_t>(file, 40);
   if (structure_bytes > file.size() - kHeaderBytes) {
-    throw Error(ErrorCode::kBadHeader, "structure of " + std::to_string(structure_bytes) + " bytes in a file of " +
-                                           std::to_string(file.size()));
+    throw Error(ErrorCode::kBadHeader, "structure of " + std::to_string(structure_bytes) +
+                                           " bytes in a file of " + std::to_string(file.size()));
   }
   const std::size_t structure_end = kHeaderBytes + structure_bytes;
   if (blob_offset != round_up(structure_end, kBlobAlignment) || blob_offset > file.size()) {
-    throw Error(ErrorCode::kBadHeader, "blob section at " + std::to_string(blob_offset) + ", expected " +
+    throw Error(ErrorCode::kBadHeader, "blob section at " + std::to_string(blob_offset) +
+                                           ", expected " +
                                            std::to_string(round_up(structure_end, kBlobAlignment)));
   }
   const auto zero = [&](std::size_t begin, std::size_t end) {
-    return std::all_of(file.begin() + static_cast<std::ptrdiff_t>(begin), file.begin() + static_cast<std::ptrdiff_t>(end),
+    return std::all_of(file.begin() + static_cast<std::ptrdiff_t>(begin),
+                       file.begin() + static_cast<std::ptrdiff_t>(end),
                        [](std::byte b) { return b == std::byte{0}; });
   };
   if (!zero(48, kHeaderBytes) || !zero(structure_end, blob_offset)) {
@@ -250,17 +266,19 @@ Graph parse(std::span<const std::byte> file) {
     ModelInput& input = graph.inputs.emplace_back();
     input.tensor = d.number<TensorId>("input tensor");
     const auto channels_first = d.number<std::uint32_t>("channels_first");
-    if (channels_first > 1) d.fail("channels_first is " + std::to_string(channels_first) + ", expected 0 or 1");
+    if (channels_first > 1)
+      d.fail("channels_first is " + std::to_string(channels_first) + ", expected 0 or 1");
     input.preprocess.channels_first = channels_first != 0;
     d("preprocessing table", input.preprocess.lut);
   }
   const std::size_t n_outputs = d.count("number of outputs", 4);
-  for (std::size_t i = 0; i < n_outputs; ++i) graph.outputs.push_back(d.number<TensorId>("output tensor"));
+  for (std::size_t i = 0; i < n_outputs; ++i)
+    graph.outputs.push_back(d.number<TensorId>("output tensor"));
   graph.metadata = d.text("metadata", kMetadataRule);
   if (d.remaining() != 0) d.fail(std::to_string(d.remaining()) + " bytes follow the structure");
   if (d.blobs_end() != file.size()) {
-    throw Error(ErrorCode::kBadBlob, "the blobs end at " + std::to_string(d.blobs_end()) + ", the file at " +
-                                         std::to_string(file.size()));
+    throw Error(ErrorCode::kBadBlob, "the blobs end at " + std::to_string(d.blobs_end()) +
+                                         ", the file at " + std::to_string(file.size()));
   }
   validate(graph);
   return graph;
@@ -284,16 +302,19 @@ LoadedModel load_model(const std::filesystem::path& path) {
   // O_NONBLOCK: a named pipe is refused below instead of waiting for its writer.
   const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   if (file.descriptor < 0) throw io_error(path);
-  struct stat status {};
+  struct stat status{};
   if (::fstat(file.descriptor, &status) != 0) throw io_error(path);
-  if (S_ISDIR(status.st_mode)) throw Error(ErrorCode::kIo, "cannot open '" + path.string() + "': it is a directory");
-  if (!S_ISREG(status.st_mode)) throw Error(ErrorCode::kIo, "cannot open '" + path.string() + "': not a regular file");
+  if (S_ISDIR(status.st_mode))
+    throw Error(ErrorCode::kIo, "cannot open '" + path.string() + "': it is a directory");
+  if (!S_ISREG(status.st_mode))
+    throw Error(ErrorCode::kIo, "cannot open '" + path.string() + "': not a regular file");
   const auto size = static_cast<std::size_t>(status.st_size);
   if (size == 0) throw Error(ErrorCode::kTruncated, "'" + path.string() + "' is empty");
   void* mapped = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.descriptor, 0);
   if (mapped == MAP_FAILED) throw io_error(path);
   LoadedModel model;
-  model.storage = std::shared_ptr<const void>(mapped, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
+  model.storage = std::shared_ptr<const void>(
+      mapped, [size](const void* p) { ::munmap(const_cast<void*>(p), size); });
   model.file_bytes = size;
   try {
     model.graph = parse({static_cast<const std::byte*>(mapped), size});

@@ -119,7 +119,8 @@ std::vector<std::byte> serialize(const Graph& graph) {
   std::vector<std::byte> bytes = std::move(encoder.bytes());
   const std::size_t blob_offset = round_up(bytes.size(), kBlobAlignment);
   std::size_t file_bytes = blob_offset;
-  for (const Blob blob : encoder.blobs()) file_bytes = round_up(file_bytes, kBlobAlignment) + blob.size();
+  for (const Blob blob : encoder.blobs())
+    file_bytes = round_up(file_bytes, kBlobAlignment) + blob.size();
   bytes.reserve(file_bytes);
   bytes.resize(blob_offset);
   for (const Blob blob : encoder.blobs()) {
@@ -154,11 +155,13 @@ void ModelWriter::save(const std::filesystem::path& path) const {
   std::string temporary;
   int file = -1;
   for (int attempt = 0; file < 0 && attempt < 100; ++attempt) {
-    temporary = path.string() + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
+    temporary =
+        path.string() + ".tmp-" + std::to_string(::getpid()) + "-" + std::to_string(attempt);
     file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file < 0 && errno != EEXIST) break;
   }
-  if (!check(file >= 0)) throw Error(ErrorCode::kIo, "cannot write '" + path.string() + "': " + problem);
+  if (!check(file >= 0))
+    throw Error(ErrorCode::kIo, "cannot write '" + path.string() + "': " + problem);
   for (std::size_t done = 0; done < bytes.size();) {
     const ssize_t n = ::write(file, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR) continue;

@@ -29,7 +29,8 @@ class ModelWriter {
     return {own(std::as_bytes(values))};
   }
 
-  // Validates, then writes a temporary file beside `path` and renames it; on failure nothing is left behind.
+  // Validates, then writes a temporary file beside `path` and renames it; on failure nothing is
+  // left behind.
   void save(const std::filesystem::path& path) const;
 
  private:

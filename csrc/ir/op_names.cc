@@ -16,7 +16,8 @@ struct SpecCollector {
 
 std::string_view op_kind(const Op& op) noexcept {
   std::string_view kind;
-  visit_op(op.op, [&](const auto& held) { kind = OpTraits<std::remove_cvref_t<decltype(held)>>::kName; });
+  visit_op(op.op,
+           [&](const auto& held) { kind = OpTraits<std::remove_cvref_t<decltype(held)>>::kName; });
   return kind;
 }
 
@@ -40,14 +41,14 @@ std::optional<OpVariant> make_op(std::uint16_t code) {
 
 std::vector<OpSpec> op_specs() {
   std::vector<OpSpec> specs;
-#define TAC_OP(op_code, Struct, op_name)       \
-  {                                            \
-    OpSpec& spec = specs.emplace_back();       \
-    spec.code = op_code;                       \
-    spec.name = op_name;                       \
-    Struct op;                                 \
-    SpecCollector collector{spec.fields};      \
-    op.fields(collector);                      \
+#define TAC_OP(op_code, Struct, op_name)  \
+  {                                       \
+    OpSpec& spec = specs.emplace_back();  \
+    spec.code = op_code;                  \
+    spec.name = op_name;                  \
+    Struct op;                            \
+    SpecCollector collector{spec.fields}; \
+    op.fields(collector);                 \
   }
 #include "ir/ops.inc"
 #undef TAC_OP

@@ -14,11 +14,11 @@ namespace tac {
 
 template <class Struct>
 struct OpTraits;  // kCode, kName
-#define TAC_OP(code, Struct, name)                              \
-  template <>                                                   \
-  struct OpTraits<Struct> {                                     \
-    static constexpr OpCode kCode = OpCode::k##Struct;          \
-    static constexpr std::string_view kName = name;             \
+#define TAC_OP(code, Struct, name)                     \
+  template <>                                          \
+  struct OpTraits<Struct> {                            \
+    static constexpr OpCode kCode = OpCode::k##Struct; \
+    static constexpr std::string_view kName = name;    \
   };
 #include "ir/ops.inc"
 #undef TAC_OP
@@ -32,7 +32,8 @@ std::optional<OpVariant> make_op(std::uint16_t code);
 
 struct FieldSpec {
   std::string_view name;
-  std::string_view type;  // "tensor", "tensors", "int", "float", "bool", "ints", "enum", "f32[]", "i32[]", "u32[]", "u8[]"
+  std::string_view type;  // "tensor", "tensors", "int", "float", "bool", "ints", "enum", "f32[]",
+                          // "i32[]", "u32[]", "u8[]"
 };
 struct OpSpec {
   std::uint16_t code;
@@ -62,7 +63,8 @@ template <class Variant, class Visitor>
 void visit_op(Variant& variant, Visitor&& visitor) {
   std::visit(
       [&](auto& held) {
-        if constexpr (!std::same_as<std::remove_cvref_t<decltype(held)>, std::monostate>) visitor(held);
+        if constexpr (!std::same_as<std::remove_cvref_t<decltype(held)>, std::monostate>)
+          visitor(held);
       },
       variant);
 }

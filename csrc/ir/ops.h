@@ -1,9 +1,10 @@
-// One struct per op, each with one fields() visitor that the writer, the reader, the printer and op_specs() share.
+// One struct per op, each with one fields() visitor that the writer, the reader, the printer and
+// op_specs() share.
 //
 // A visitor is called as v("field_name", field) for fields of these types only:
-//   TensorId, std::vector<TensorId> (wrapped: TensorList), std::int64_t, float, bool, std::vector<std::int64_t>,
-//   an enum class with an EnumNames<> specialisation, BlobOf<float>, BlobOf<std::int32_t>, BlobOf<std::uint8_t>,
-//   BlobOf<std::uint32_t>.
+//   TensorId, std::vector<TensorId> (wrapped: TensorList), std::int64_t, float, bool,
+//   std::vector<std::int64_t>, an enum class with an EnumNames<> specialisation, BlobOf<float>,
+//   BlobOf<std::int32_t>, BlobOf<std::uint8_t>, BlobOf<std::uint32_t>.
 // Arithmetic of every op: the comment at its struct. "C" is the size of the last axis.
 #pragma once
 
@@ -41,7 +42,8 @@ struct TensorList {
 template <class E>
 struct EnumNames;  // static constexpr std::array of string_view, index = value
 
-// A sliding window over [H, W]: pads are {top, left, bottom, right}, the others {vertical, horizontal}.
+// A sliding window over [H, W]: pads are {top, left, bottom, right}, the others {vertical,
+// horizontal}.
 struct Window {
   std::vector<std::int64_t> kernel{1, 1}, strides{1, 1}, dilations{1, 1}, pads{0, 0, 0, 0};
 
@@ -54,20 +56,26 @@ struct Window {
   }
 };
 
-// Step function on the ordered output levels, shared by BinaryConv (integer thresholds) and Quantize (float thresholds).
-// thresholds [C][T] or, shared by all channels, [1][T]; ascending within a row; T = n_levels - 1 of the output encoding.
+// Step function on the ordered output levels, shared by BinaryConv (integer thresholds) and
+// Quantize (float thresholds). thresholds [C][T] or, shared by all channels, [1][T]; ascending
+// within a row; T = n_levels - 1 of the output encoding.
 //   n     = number of t with x >= t
 //   index = descending[c] ? T - n : n          (index in the ascending list of output levels)
-// A constant channel has all its thresholds at the type's lowest (n = T) or, for int32, INT32_MAX / for float, +inf
-// (x = +inf then counts as reached). `descending` is empty (none is) or has one byte per threshold row.
+// A constant channel has all its thresholds at the type's lowest (n = T) or, for int32, INT32_MAX /
+// for float, +inf (x = +inf then counts as reached). `descending` is empty (none is) or has one
+// byte per threshold row.
 
-// Integer convolution of low-bit levels: acc = sum over window taps and channels of weight level * input level, exact.
+// Integer convolution of low-bit levels: acc = sum over window taps and channels of weight level *
+// input level, exact.
 //   input  kBits [H, W, C]; output kBits or kF32 [OH, OW, out_channels]
-//   pad_level: the level that a tap outside the map reads (0 for ONNX zero padding, -1 or +1 for Pad nodes)
-//   weights: w_planes sign planes, each a bit matrix of out_channels rows; a row is the bits of (kh, kw, c in group) in
-//     that order, padded with 0 to whole 32-bit words. Bit b is s = 1 - 2b, and
-//     weight level = (sum over planes of w_coefs[plane] * s) / 2^w_shift, which must be an integer.
-//   kBits out: thresholds on acc, as above.     kF32 out: y = scale[c] * float(acc) + bias[c], one rounding each.
+//   pad_level: the level that a tap outside the map reads (0 for ONNX zero padding, -1 or +1 for
+//     Pad nodes); 0 without pads
+//   weights: 1..4 sign planes, one per w_coefs, each a bit matrix of out_channels rows; a row is
+//     the bits of (kh, kw, c in group) in that order, padded with 0 to whole 32-bit words. Bit b is
+//     s = 1 - 2b, and weight level = (sum over planes of w_coefs[plane] * s) / 2^w_shift, which
+//     must be an integer.
+//   kBits out: thresholds on acc, as above.
+//   kF32 out: y = scale[c] * float(acc) + bias[c], one rounding each.
 struct BinaryConv {
   TensorId input = 0, output = 0;
   Window window;
@@ -112,7 +120,8 @@ struct Quantize {
   }
 };
 
-// kBits [..., C] -> kF32 of the same dims: y = values[c or 0][index], index = position in the ascending list of levels.
+// kBits [..., C] -> kF32 of the same dims: y = values[c or 0][index], index = position in the
+// ascending list of levels.
 struct Dequantize {
   TensorId input = 0, output = 0;
   BlobOf<float> values;  // [C][n_levels] or [1][n_levels]
@@ -125,8 +134,9 @@ struct Dequantize {
   }
 };
 
-// Max pooling of levels, kBits [H, W, C] -> kBits of the same encoding; padding never wins. Channels with a non-zero
-// byte in `take_min` are min-pooled instead (max pooling moved behind a descending threshold).
+// Max pooling of levels, kBits [H, W, C] -> kBits of the same encoding; padding never wins.
+// Channels with a non-zero byte in `take_min` are min-pooled instead (max pooling moved behind a
+// descending threshold).
 struct BitPool {
   TensorId input = 0, output = 0;
   Window window;
@@ -141,11 +151,12 @@ struct BitPool {
   }
 };
 
-// y[o] = sum over k of codebook[code(o, k)] * x[k] + bias[o]; kF32 [..., K] -> kF32 [..., O], sums in float32.
-//   bitmap: empty: every position has a code. Otherwise [O][ceil(K / 32)] words, bit k % 32 of word k / 32 set where the
-//     weight is not zero; only those have a code.
-//   codes: code_bits (1, 2 or 4) each, little end first within a byte, row after row without gaps; the last byte is
-//     padded with 0.
+// y[o] = sum over k of codebook[code(o, k)] * x[k] + bias[o]; kF32 [..., K] -> kF32 [..., O], sums
+// in float32.
+//   bitmap: empty: every position has a code. Otherwise [O][ceil(K / 32)] words, bit k % 32 of word
+//     k / 32 set where the weight is not zero; only those have a code.
+//   codes: code_bits (1, 2 or 4) each, little end first within a byte, row after row without gaps;
+//     the last byte is padded with 0.
 //   codebook: at most 2^code_bits values; with a bitmap none of them is 0.
 struct CodebookLinear {
   TensorId input = 0, output = 0;
@@ -181,7 +192,8 @@ struct Linear {
   }
 };
 
-// kF32 [H, W, C] -> [OH, OW, O]; weights [O][kh][kw][C / groups], bias [O]; taps outside the map read 0.
+// kF32 [H, W, C] -> [OH, OW, O]; weights [O][kh][kw][C / groups], bias [O]; taps outside the map
+// read 0.
 struct Conv {
   TensorId input = 0, output = 0;
   Window window;
@@ -205,8 +217,9 @@ struct EnumNames<PoolKind> {
   static constexpr std::array<std::string_view, 2> kNames{"max", "average"};
 };
 
-// kF32 [H, W, C] -> [OH, OW, C]. Windows are clipped to the padded map; max ignores padding; average divides by the taps
-// inside the map or, with count_include_pad, inside the padded map. OH, OW come from the output tensor (ceil mode).
+// kF32 [H, W, C] -> [OH, OW, C]. Windows are clipped to the padded map; max ignores padding;
+// average divides by the taps inside the map or, with count_include_pad, inside the padded map. OH,
+// OW come from the output tensor (ceil mode).
 struct Pool {
   TensorId input = 0, output = 0;
   PoolKind kind = PoolKind::kMax;
@@ -238,9 +251,9 @@ struct Affine {
 };
 
 enum class UnaryKind : std::uint8_t {
-  kRelu = 0,         // max(x, 0)
-  kClip = 1,         // min(max(x, alpha), beta)
-  kLeakyRelu = 2,    // x < 0 ? alpha * x : x
+  kRelu = 0,       // max(x, 0)
+  kClip = 1,       // min(max(x, alpha), beta)
+  kLeakyRelu = 2,  // x < 0 ? alpha * x : x
   kSigmoid = 3,
   kTanh = 4,
   kHardSigmoid = 5,  // min(max(alpha * x + beta, 0), 1)
@@ -249,10 +262,10 @@ enum class UnaryKind : std::uint8_t {
   kNeg = 8,
   kSqrt = 9,
   kExp = 10,
-  kSign = 11,        // -1, 0, 1; NaN stays NaN
+  kSign = 11,  // -1, 0, 1; NaN stays NaN
   kFloor = 12,
   kCeil = 13,
-  kRound = 14,       // half to even
+  kRound = 14,  // half to even
 };
 template <>
 struct EnumNames<UnaryKind> {
@@ -288,11 +301,12 @@ enum class BinaryKind : std::uint8_t {
 };
 template <>
 struct EnumNames<BinaryKind> {
-  static constexpr std::array<std::string_view, 8> kNames{"add", "sub", "mul", "div", "min", "max", "pow", "prelu"};
+  static constexpr std::array<std::string_view, 8> kNames{"add", "sub", "mul", "div",
+                                                          "min", "max", "pow", "prelu"};
 };
 
-// kF32 elementwise with NumPy broadcasting over the per-sample dims (aligned at the last axis). Either input may be a
-// constant tensor; at least one is not.
+// kF32 elementwise with NumPy broadcasting over the per-sample dims (aligned at the last axis).
+// Either input may be a constant tensor; at least one is not.
 struct Binary {
   TensorId a = 0, b = 0, output = 0;
   BinaryKind kind = BinaryKind::kAdd;
@@ -320,8 +334,8 @@ struct Concat {
   }
 };
 
-// Same elements, other per-sample dims; costs nothing at run time. kF32, or kBits where the last axis is unchanged or
-// [H, W, C] becomes [H * W * C] with C a multiple of 32.
+// Same elements, other per-sample dims; costs nothing at run time. kF32, or kBits where the last
+// axis is unchanged or [H, W, C] becomes [H * W * C] with C a multiple of 32.
 struct Reshape {
   TensorId input = 0, output = 0;
 
@@ -375,7 +389,8 @@ struct Softmax {
   }
 };
 
-// kF32 -> kI64; the output dims have that axis removed or, keepdims, of size 1. Ties: the first, or with select_last the last.
+// kF32 -> kI64; the output dims have that axis removed or, keepdims, of size 1. Ties: the first, or
+// with select_last the last.
 struct ArgMax {
   TensorId input = 0, output = 0;
   std::int64_t axis = 0;

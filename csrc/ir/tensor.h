@@ -19,16 +19,22 @@ enum class DType : std::uint8_t {
 //
 //   level(code) = lo + step * code,   0 <= code < n_levels
 //
-//   binary        {-1,+1}        lo  1, step -2, n_levels 2      code 1 stands for -1 (the sign bit)
-//   n-bit         {0..2^n-1}     lo  0, step  1, n_levels 2^n
-//   signed narrow {-1,0,1}       lo -1, step  1, n_levels 3
+//   binary         {-1,+1}      lo  1, step -2, n_levels 2     code 1 stands for -1 (the sign bit)
+//   n-bit          {0..2^n-1}   lo  0, step  1, n_levels 2^n
+//   signed narrow  {-1,0,1}     lo -1, step  1, n_levels 3
 //
-// except kSignZero, the result of Sign where an exact zero can be reached: levels {-1,0,+1} in two sign planes,
-//   plane 0 bit = (level < 0), plane 1 bit = (level <= 0),   level = (s0 + s1) / 2 with s = 1 - 2 * bit.
-// Where the two planes are equal (no zero in this sample, the usual case) a binary op reads only one of them.
+// except kSignZero, the result of Sign where an exact zero can be reached: lo -1, step 1, 3 levels
+// in two sign planes,
 //
-// Storage, per sample: [plane][outer dims...][words], word = 32 channels of the last axis, channel c in bit c % 32 of
-// word c / 32, plane p = bit p of the code. Unused bits of the last word are 0 in every plane, always.
+//   plane 0 bit = (level < 0), plane 1 bit = (level <= 0)
+//   level = (s0 + s1) / 2 with s = 1 - 2 * bit
+//
+// Where the two planes are equal (no zero in this sample, the usual case) a binary op reads only
+// one of them.
+//
+// Storage, per sample: [plane][outer dims...][words], word = 32 channels of the last axis, channel
+// c in bit c % 32 of word c / 32, plane p = bit p of the code. Unused bits of the last word are 0
+// in every plane, always.
 struct Encoding {
   enum class Kind : std::uint8_t { kNone = 0, kLinear = 1, kSignZero = 2 };
   Kind kind = Kind::kNone;
@@ -48,7 +54,7 @@ using TensorId = std::uint32_t;
 struct Tensor {
   std::string name;
   DType dtype = DType::kF32;
-  // Per sample: the batch axis, always the first, is left out. 4-D activations are [H, W, C] (NHWC).
+  // Per sample: the batch axis, always the first, is left out. 4-D activations are [H, W, C].
   // A constant has no batch axis and is broadcast over it.
   std::vector<std::int64_t> dims;
   Encoding encoding;         // kBits only

@@ -27,7 +27,8 @@ constexpr std::int64_t kMaxLevel = 1 << 15;
 
 std::string text(const Dims& dims) {
   std::string out = "[";
-  for (std::size_t i = 0; i < dims.size(); ++i) out += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
+  for (std::size_t i = 0; i < dims.size(); ++i)
+    out += (i == 0 ? "" : ", ") + std::to_string(dims[i]);
   return out + "]";
 }
 
@@ -52,8 +53,9 @@ std::pair<std::int64_t, std::int64_t> level_range(const Encoding& e) {
   return {std::min(first, last), std::max(first, last)};
 }
 
-// The loops over whole blobs below carry no branch but their own, so that the compiler vectorizes them: a model of tens of
-// megabytes is checked each time it is loaded. Where a fault stands is looked up afterwards.
+// The loops over whole blobs below carry no branch but their own, so that the compiler vectorizes
+// them: a model of tens of megabytes is checked each time it is loaded. Where a fault stands is
+// looked up afterwards.
 
 bool has_nan(std::span<const float> values) {
   std::uint32_t found = 0;
@@ -76,10 +78,12 @@ std::int64_t count_bits(std::span<const std::uint32_t> words) {
 
 // Whether every code of `code_bits` in `bytes` is below `limit`.
 bool codes_below(std::span<const std::uint8_t> bytes, unsigned code_bits, unsigned limit) {
-  const auto mask = static_cast<std::uint8_t>((1U << code_bits) - 1), bound = static_cast<std::uint8_t>(limit);
+  const auto mask = static_cast<std::uint8_t>((1U << code_bits) - 1),
+             bound = static_cast<std::uint8_t>(limit);
   std::uint8_t above = 0;
   for (unsigned shift = 0; shift < 8; shift += code_bits) {
-    for (const std::uint8_t byte : bytes) above |= static_cast<std::uint8_t>((byte >> shift & mask) >= bound);
+    for (const std::uint8_t byte : bytes)
+      above |= static_cast<std::uint8_t>((byte >> shift & mask) >= bound);
   }
   return above == 0;
 }
@@ -115,7 +119,8 @@ class Validator {
  private:
   [[noreturn]] void fail(const std::string& detail, const std::string& tensor = {}) const {
     std::string op;
-    if (op_ != nullptr) op = op_->name.empty() ? "#" + std::to_string(op_ - graph_.ops.data()) : op_->name;
+    if (op_ != nullptr)
+      op = op_->name.empty() ? "#" + std::to_string(op_ - graph_.ops.data()) : op_->name;
     throw Error(ErrorCode::kInvalidModel, std::move(op), tensor, detail);
   }
   void require(bool ok, const std::string& detail, const std::string& tensor = {}) const {
@@ -126,22 +131,30 @@ class Validator {
     require(problem.empty(), what + " " + problem);
   }
 
-  // Tensors -----------------------------------------------------------------------------------------------------------
+  // Tensors
+  // -----------------------------------------------------------------------------------------------------------
 
   void check_tensor(const Tensor& t) const {
-    check_text(t.name, kNameRule, "the name of tensor #" + std::to_string(&t - graph_.tensors.data()));
-    require(!t.name.empty(), "tensor #" + std::to_string(&t - graph_.tensors.data()) + " has no name");
-    require(t.dims.size() <= kMaxRank, "rank " + std::to_string(t.dims.size()) + " exceeds 8", t.name);
+    check_text(t.name, kNameRule,
+               "the name of tensor #" + std::to_string(&t - graph_.tensors.data()));
+    require(!t.name.empty(),
+            "tensor #" + std::to_string(&t - graph_.tensors.data()) + " has no name");
+    require(t.dims.size() <= kMaxRank, "rank " + std::to_string(t.dims.size()) + " exceeds 8",
+            t.name);
     std::int64_t total = 1;
     for (const std::int64_t dim : t.dims) {
-      require(dim >= 1 && dim <= kMaxElements, "dims " + text(t.dims) + ": each must be 1 .. 2^31", t.name);
+      require(dim >= 1 && dim <= kMaxElements, "dims " + text(t.dims) + ": each must be 1 .. 2^31",
+              t.name);
       total *= dim;  // at most 2^62
-      require(total <= kMaxElements, "dims " + text(t.dims) + " have more than 2^31 elements", t.name);
+      require(total <= kMaxElements, "dims " + text(t.dims) + " have more than 2^31 elements",
+              t.name);
     }
     if (t.is_constant) {
       require(t.dtype == DType::kF32, "a constant must be f32", t.name);
       require(t.data.size() == static_cast<std::size_t>(total) * sizeof(float),
-              "data of " + std::to_string(t.data.size()) + " bytes, expected " + std::to_string(total * 4), t.name);
+              "data of " + std::to_string(t.data.size()) + " bytes, expected " +
+                  std::to_string(total * 4),
+              t.name);
       check_no_nan({t.data}, "data", t.name);
     } else {
       require(t.data.empty(), "data on a tensor that is no constant", t.name);
@@ -154,12 +167,14 @@ class Validator {
     }
     require(!t.dims.empty(), "bits need at least a channel axis", t.name);
     if (e.kind == Encoding::Kind::kSignZero) {
-      require(e.n_levels == 3 && e.lo == -1 && e.step == 1, "a sign_zero encoding has lo -1, step 1 and 3 levels", t.name);
+      require(e.n_levels == 3 && e.lo == -1 && e.step == 1,
+              "a sign_zero encoding has lo -1, step 1 and 3 levels", t.name);
       require_bits_bytes(t, total);
       return;
     }
     require(e.kind == Encoding::Kind::kLinear, "bits without an encoding", t.name);
-    require(e.n_levels >= 2 && e.n_levels <= 16, std::to_string(e.n_levels) + " levels, expected 2 .. 16", t.name);
+    require(e.n_levels >= 2 && e.n_levels <= 16,
+            std::to_string(e.n_levels) + " levels, expected 2 .. 16", t.name);
     require(e.step != 0, "an encoding with step 0", t.name);
     const auto [low, high] = level_range(e);
     require(low >= -kMaxLevel && high <= kMaxLevel,
@@ -167,7 +182,9 @@ class Validator {
     require_bits_bytes(t, total);
   }
   void require_bytes(const Tensor& t, std::int64_t bytes) const {
-    require(bytes <= kMaxTensorBytes, "dims " + text(t.dims) + " take " + std::to_string(bytes) + " bytes, limit 2^33", t.name);
+    require(bytes <= kMaxTensorBytes,
+            "dims " + text(t.dims) + " take " + std::to_string(bytes) + " bytes, limit 2^33",
+            t.name);
   }
   void require_bits_bytes(const Tensor& t, std::int64_t total) const {
     const std::int64_t channels = t.dims.back();
@@ -175,8 +192,8 @@ class Validator {
   }
 
   const Tensor& tensor(TensorId id) const {
-    require(id < graph_.tensors.size(),
-            "tensor id " + std::to_string(id) + ", there are " + std::to_string(graph_.tensors.size()));
+    require(id < graph_.tensors.size(), "tensor id " + std::to_string(id) + ", there are " +
+                                            std::to_string(graph_.tensors.size()));
     return graph_.tensors[id];
   }
 
@@ -185,16 +202,21 @@ class Validator {
     std::unordered_set<std::string> names;
     for (const ModelInput& input : graph_.inputs) {
       const Tensor& t = tensor(input.tensor);
-      require(t.dtype == DType::kF32 && !t.is_constant, "an input must be f32 and no constant", t.name);
+      require(t.dtype == DType::kF32 && !t.is_constant, "an input must be f32 and no constant",
+              t.name);
       require(!written_[input.tensor], "it is an input twice", t.name);
       require(names.insert(t.name).second, "two inputs have this name", t.name);
       written_[input.tensor] = true;
       const std::size_t lut = input.preprocess.lut.size();
       if (lut == 0) continue;
-      require(t.dims.size() == 3, "a preprocessing needs an image [C, H, W] or [H, W, C], found " + text(t.dims), t.name);
+      require(t.dims.size() == 3,
+              "a preprocessing needs an image [C, H, W] or [H, W, C], found " + text(t.dims),
+              t.name);
       const std::int64_t channels = input.preprocess.channels_first ? t.dims[0] : t.dims[2];
       require(lut == static_cast<std::size_t>(channels) * 256,
-              "a preprocessing table of " + std::to_string(lut) + " values, expected " + std::to_string(channels * 256), t.name);
+              "a preprocessing table of " + std::to_string(lut) + " values, expected " +
+                  std::to_string(channels * 256),
+              t.name);
       check_no_nan(input.preprocess.lut, "preprocessing table");
     }
   }
@@ -204,19 +226,25 @@ class Validator {
     std::unordered_set<std::string> names;
     for (const TensorId id : graph_.outputs) {
       const Tensor& t = tensor(id);
-      require(t.dtype != DType::kBits && !t.is_constant, "an output must be f32 or i64 and no constant", t.name);
+      require(t.dtype != DType::kBits && !t.is_constant,
+              "an output must be f32 or i64 and no constant", t.name);
       require(written_[id], "no op writes this output", t.name);
-      require(std::none_of(graph_.inputs.begin(), graph_.inputs.end(), [&](const auto& in) { return in.tensor == id; }),
+      require(std::none_of(graph_.inputs.begin(), graph_.inputs.end(),
+                           [&](const auto& in) { return in.tensor == id; }),
               "a model input cannot be an output", t.name);
       require(names.insert(t.name).second, "two outputs have this name", t.name);
     }
   }
 
-  // Operands ----------------------------------------------------------------------------------------------------------
+  // Operands
+  // ----------------------------------------------------------------------------------------------------------
 
   const Tensor& read(TensorId id, DType dtype, bool constant_allowed = false) const {
     const Tensor& t = tensor(id);
-    require(t.dtype == dtype, "it is " + std::string(dtype_name(t.dtype)) + ", expected " + std::string(dtype_name(dtype)), t.name);
+    require(t.dtype == dtype,
+            "it is " + std::string(dtype_name(t.dtype)) + ", expected " +
+                std::string(dtype_name(dtype)),
+            t.name);
     require(constant_allowed || !t.is_constant, "a constant cannot be read here", t.name);
     require(t.is_constant || written_[id], "it is read before it is written", t.name);
     return t;
@@ -230,49 +258,61 @@ class Validator {
   }
   const Tensor& write(TensorId id, DType dtype, const Dims& dims, const Encoding& encoding = {}) {
     const Tensor& t = write(id);
-    require(t.dtype == dtype, "it is " + std::string(dtype_name(t.dtype)) + ", expected " + std::string(dtype_name(dtype)), t.name);
+    require(t.dtype == dtype,
+            "it is " + std::string(dtype_name(t.dtype)) + ", expected " +
+                std::string(dtype_name(dtype)),
+            t.name);
     require(t.dims == dims, "its dims are " + text(t.dims) + ", expected " + text(dims), t.name);
     require(t.encoding == encoding, "its encoding differs from its input's", t.name);
     return t;
   }
   void require_rank(const Tensor& t, std::size_t rank) const {
-    require(t.dims.size() == rank, "its dims are " + text(t.dims) + ", expected rank " + std::to_string(rank), t.name);
+    require(t.dims.size() == rank,
+            "its dims are " + text(t.dims) + ", expected rank " + std::to_string(rank), t.name);
   }
   template <class T>
   void require_size(const BlobOf<T>& blob, std::int64_t size, const char* what) const {
     require(blob.size() == static_cast<std::size_t>(size),
-            std::string(what) + " has " + std::to_string(blob.size()) + " values, expected " + std::to_string(size));
+            std::string(what) + " has " + std::to_string(blob.size()) + " values, expected " +
+                std::to_string(size));
   }
-  void check_no_nan(const BlobOf<float>& blob, const char* what, const std::string& tensor = {}) const {
+  void check_no_nan(const BlobOf<float>& blob, const char* what,
+                    const std::string& tensor = {}) const {
     const auto values = blob.view();
     if (!has_nan(values)) return;
-    const auto found = std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
+    const auto found =
+        std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
     fail(std::string(what) + " has a NaN at " + std::to_string(found - values.begin()), tensor);
   }
   void check_flags(const BlobOf<std::uint8_t>& blob, const char* what) const {
     for (const std::uint8_t flag : blob.view()) {
-      if (flag > 1) fail(std::string(what) + " holds a value of " + std::to_string(flag) + ", expected 0 or 1");
+      if (flag > 1)
+        fail(std::string(what) + " holds a value of " + std::to_string(flag) + ", expected 0 or 1");
     }
   }
   // Rows of `row_bits` bits in whole words: what lies behind the bits is 0.
-  void check_row_tails(std::span<const std::uint32_t> words, std::int64_t row_bits, const char* what) const {
+  void check_row_tails(std::span<const std::uint32_t> words, std::int64_t row_bits,
+                       const char* what) const {
     if (row_bits % 32 == 0) return;
     const std::size_t row_words = static_cast<std::size_t>(row_bits + 31) / 32;
     const std::uint32_t tail = ~std::uint32_t{0} << (row_bits % 32);
     for (std::size_t last = row_words - 1; last < words.size(); last += row_words) {
       if ((words[last] & tail) != 0) {
-        fail(std::string(what) + " row " + std::to_string(last / row_words) + " has bits behind its end");
+        fail(std::string(what) + " row " + std::to_string(last / row_words) +
+             " has bits behind its end");
       }
     }
   }
 
   // Output size of a window, floor mode; each field is bounded first so that nothing overflows.
   void check_window(const Window& w) const {
-    require(w.kernel.size() == 2 && w.strides.size() == 2 && w.dilations.size() == 2 && w.pads.size() == 4,
+    require(w.kernel.size() == 2 && w.strides.size() == 2 && w.dilations.size() == 2 &&
+                w.pads.size() == 4,
             "kernel, strides and dilations take 2 values, pads 4");
     const auto bounded = [&](const Dims& values, std::int64_t low, const char* what) {
       for (const std::int64_t v : values) {
-        require(v >= low && v <= kMaxWindow, std::string(what) + " " + text(values) + " out of range");
+        require(v >= low && v <= kMaxWindow,
+                std::string(what) + " " + text(values) + " out of range");
       }
     };
     bounded(w.kernel, 1, "kernel");
@@ -287,31 +327,36 @@ class Validator {
     return room / w.strides[axis] + 1;
   }
 
-  // Ops ---------------------------------------------------------------------------------------------------------------
+  // Ops
+  // ---------------------------------------------------------------------------------------------------------------
 
   template <class T>
-  void check_thresholds(const BlobOf<T>& thresholds, const BlobOf<std::uint8_t>& descending, const Tensor& out) const {
+  void check_thresholds(const BlobOf<T>& thresholds, const BlobOf<std::uint8_t>& descending,
+                        const Tensor& out) const {
     const std::int64_t steps = out.encoding.n_levels - 1;
     const std::int64_t channels = out.dims.back();
     const auto size = static_cast<std::int64_t>(thresholds.size());
     require(size == steps || size == steps * channels,
-            "thresholds have " + std::to_string(size) + " values, expected " + std::to_string(steps) + " or " +
-                std::to_string(steps * channels));
+            "thresholds have " + std::to_string(size) + " values, expected " +
+                std::to_string(steps) + " or " + std::to_string(steps * channels));
     const std::int64_t rows = size / steps;
     require(descending.size() == 0 || descending.size() == static_cast<std::size_t>(rows),
-            "descending has " + std::to_string(descending.size()) + " values, expected none or " + std::to_string(rows));
+            "descending has " + std::to_string(descending.size()) + " values, expected none or " +
+                std::to_string(rows));
     check_flags(descending, "descending");
     if constexpr (std::same_as<T, float>) check_no_nan(thresholds, "thresholds");
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto* begin = thresholds.data() + row * steps;
-      if (!std::is_sorted(begin, begin + steps)) fail("thresholds of row " + std::to_string(row) + " do not ascend");
+      if (!std::is_sorted(begin, begin + steps))
+        fail("thresholds of row " + std::to_string(row) + " do not ascend");
     }
   }
 
   void check(BinaryConv& op) {
     const Tensor& in = read(op.input, DType::kBits);
     const Tensor& out = write(op.output);
-    require(in.dims.size() == 1 || in.dims.size() == 3, "its dims are " + text(in.dims) + ", expected rank 1 or 3", in.name);
+    require(in.dims.size() == 1 || in.dims.size() == 3,
+            "its dims are " + text(in.dims) + ", expected rank 1 or 3", in.name);
     require(out.dims.size() == in.dims.size(), "its rank differs from the input's", out.name);
     check_window(op.window);
     const bool is_map = in.dims.size() == 3;
@@ -319,8 +364,10 @@ class Validator {
     if (is_map) {
       for (std::size_t axis = 0; axis < 2; ++axis) {
         const std::int64_t expected = window_output(op.window, axis, in.dims[axis]);
-        require(out.dims[axis] == expected, "its dims are " + text(out.dims) + ", expected " + std::to_string(expected) +
-                                                " on axis " + std::to_string(axis), out.name);
+        require(out.dims[axis] == expected,
+                "its dims are " + text(out.dims) + ", expected " + std::to_string(expected) +
+                    " on axis " + std::to_string(axis),
+                out.name);
       }
     } else {
       const Dims ones{1, 1}, zeros{0, 0, 0, 0};
@@ -328,17 +375,19 @@ class Validator {
               "an input of rank 1 takes a 1x1 window without strides and padding");
     }
     require(op.groups >= 1 && channels % op.groups == 0 && out_channels % op.groups == 0,
-            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) + " input and " +
-                std::to_string(out_channels) + " output channels");
+            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) +
+                " input and " + std::to_string(out_channels) + " output channels");
     const auto n_planes = static_cast<std::int64_t>(op.w_coefs.size());
-    require(n_planes >= 1 && n_planes <= 4, std::to_string(n_planes) + " weight planes, expected 1 .. 4");
+    require(n_planes >= 1 && n_planes <= 4,
+            std::to_string(n_planes) + " weight planes, expected 1 .. 4");
     std::int64_t weight_top = 0;
     for (const std::int64_t coef : op.w_coefs) {
       require(coef >= -64 && coef <= 64 && coef != 0,
               "a weight coefficient of " + std::to_string(coef) + ", expected +-1 .. +-64");
       weight_top += std::abs(coef);
     }
-    require(op.w_shift >= 0 && op.w_shift <= 4, "w_shift " + std::to_string(op.w_shift) + ", expected 0 .. 4");
+    require(op.w_shift >= 0 && op.w_shift <= 4,
+            "w_shift " + std::to_string(op.w_shift) + ", expected 0 .. 4");
     const std::int64_t taps = op.window.kernel[0] * op.window.kernel[1];
     require(taps <= kMaxElements / channels, "a row of more than 2^31 weights");
     const std::int64_t row_bits = taps * (channels / op.groups);
@@ -349,20 +398,26 @@ class Validator {
     check_weight_levels(op, row_bits);
     const auto [low, high] = level_range(in.encoding);
     const std::int64_t top = std::max(std::abs(low), std::abs(high));
-    // The kernel adds 2 * acc * 2^w_shift and 2 * coefficient * popcount over the planes of the code in 32 bits.
-    const std::int64_t planes_top = std::abs(std::int64_t{in.encoding.step}) * ((1 << in.encoding.n_planes()) - 1);
+    // The kernel adds 2 * acc * 2^w_shift and 2 * coefficient * popcount over the planes of the
+    // code in 32 bits.
+    const std::int64_t planes_top =
+        std::abs(std::int64_t{in.encoding.step}) * ((1 << in.encoding.n_planes()) - 1);
     const std::int64_t sum_top = row_bits * weight_top * (top + planes_top);
     require(sum_top < kMaxAccumulator, "sums of up to " + std::to_string(sum_top) + ", limit 2^30");
-    require(op.pad_level >= std::min<std::int64_t>(low, 0) && op.pad_level <= std::max<std::int64_t>(high, 0),
+    require(op.pad_level >= std::min<std::int64_t>(low, 0) &&
+                op.pad_level <= std::max<std::int64_t>(high, 0),
             "pad_level " + std::to_string(op.pad_level) + " is outside the input's levels");
-    const bool pads = std::any_of(op.window.pads.begin(), op.window.pads.end(), [](std::int64_t pad) { return pad != 0; });
-    require(pads || op.pad_level == 0, "pad_level " + std::to_string(op.pad_level) + " without padding, expected 0");
+    const bool pads = std::any_of(op.window.pads.begin(), op.window.pads.end(),
+                                  [](std::int64_t pad) { return pad != 0; });
+    require(pads || op.pad_level == 0,
+            "pad_level " + std::to_string(op.pad_level) + " without padding, expected 0");
     if (out.dtype == DType::kBits) {
       require(op.scale.size() == 0 && op.bias.size() == 0, "scale and bias on an output of bits");
       check_thresholds(op.thresholds, op.descending, out);
     } else {
       require(out.dtype == DType::kF32, "its output must be bits or f32", out.name);
-      require(op.thresholds.size() == 0 && op.descending.size() == 0, "thresholds on a float output");
+      require(op.thresholds.size() == 0 && op.descending.size() == 0,
+              "thresholds on a float output");
       require_size(op.scale, out_channels, "scale");
       require_size(op.bias, out_channels, "bias");
       check_no_nan(op.scale, "scale");
@@ -370,14 +425,17 @@ class Validator {
     }
   }
 
-  // With a shift, every weight level must be an integer: the sum of the signed coefficients divides by 2^w_shift.
+  // With a shift, every weight level must be an integer: the sum of the signed coefficients divides
+  // by 2^w_shift.
   void check_weight_levels(const BinaryConv& op, std::int64_t row_bits) const {
     const std::size_t n_planes = op.w_coefs.size();
     const std::span<const std::uint32_t> words = op.weights.view();
-    const std::size_t plane_words = words.size() / n_planes, row_words = static_cast<std::size_t>(row_bits + 31) / 32;
+    const std::size_t plane_words = words.size() / n_planes,
+                      row_words = static_cast<std::size_t>(row_bits + 31) / 32;
     for (std::size_t pattern = 0; pattern < std::size_t{1} << n_planes; ++pattern) {
       std::int64_t sum = 0;
-      for (std::size_t p = 0; p < n_planes; ++p) sum += (pattern >> p & 1U) != 0 ? -op.w_coefs[p] : op.w_coefs[p];
+      for (std::size_t p = 0; p < n_planes; ++p)
+        sum += (pattern >> p & 1U) != 0 ? -op.w_coefs[p] : op.w_coefs[p];
       if (sum % (std::int64_t{1} << op.w_shift) == 0) continue;
       for (std::size_t i = 0; i < plane_words; ++i) {
         std::uint32_t matching = ~std::uint32_t{0};
@@ -388,8 +446,8 @@ class Validator {
         const bool is_last = i % row_words == row_words - 1;
         if (is_last && row_bits % 32 != 0) matching &= ~(~std::uint32_t{0} << (row_bits % 32));
         if (matching != 0) {
-          fail("a weight in row " + std::to_string(i / row_words) + " is " + std::to_string(sum) + " / 2^" +
-               std::to_string(op.w_shift) + ", which is no integer level");
+          fail("a weight in row " + std::to_string(i / row_words) + " is " + std::to_string(sum) +
+               " / 2^" + std::to_string(op.w_shift) + ", which is no integer level");
         }
       }
     }
@@ -399,7 +457,8 @@ class Validator {
     const Tensor& in = read(op.input, DType::kF32);
     const Tensor& out = write(op.output);
     require(out.dtype == DType::kBits, "its output must be bits", out.name);
-    require(out.dims == in.dims, "its dims are " + text(out.dims) + ", expected " + text(in.dims), out.name);
+    require(out.dims == in.dims, "its dims are " + text(out.dims) + ", expected " + text(in.dims),
+            out.name);
     check_thresholds(op.thresholds, op.descending, out);
   }
 
@@ -409,8 +468,8 @@ class Validator {
     const std::int64_t levels = in.encoding.n_levels;
     const auto size = static_cast<std::int64_t>(op.values.size());
     require(size == levels || size == levels * in.dims.back(),
-            "values has " + std::to_string(size) + " entries, expected " + std::to_string(levels) + " or " +
-                std::to_string(levels * in.dims.back()));
+            "values has " + std::to_string(size) + " entries, expected " + std::to_string(levels) +
+                " or " + std::to_string(levels * in.dims.back()));
     check_no_nan(op.values, "values");
   }
 
@@ -418,24 +477,29 @@ class Validator {
     const Tensor& in = read(op.input, DType::kBits);
     require_rank(in, 3);
     check_window(op.window);
-    Dims dims{window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]), in.dims[2]};
+    Dims dims{window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]),
+              in.dims[2]};
     write(op.output, DType::kBits, dims, in.encoding);
     require_taps(op.window, in.dims, dims);
     require(op.take_min.size() == 0 || op.take_min.size() == static_cast<std::size_t>(in.dims[2]),
-            "take_min has " + std::to_string(op.take_min.size()) + " values, expected none or " + std::to_string(in.dims[2]));
+            "take_min has " + std::to_string(op.take_min.size()) + " values, expected none or " +
+                std::to_string(in.dims[2]));
     check_flags(op.take_min, "take_min");
   }
 
-  // Every output of a pool sees at least one tap inside the map. Only the outputs that begin in the padding before the map
-  // can miss it by stepping over it; of the others the last begins farthest to the end.
+  // Every output of a pool sees at least one tap inside the map. Only the outputs that begin in the
+  // padding before the map can miss it by stepping over it; of the others the last begins farthest
+  // to the end.
   void require_taps(const Window& w, const Dims& in, const Dims& out) const {
     for (std::size_t axis = 0; axis < 2; ++axis) {
       const auto begin_of = [&](std::int64_t o) { return o * w.strides[axis] - w.pads[axis]; };
       const auto check_output = [&](std::int64_t o) {
         const std::int64_t begin = begin_of(o), step = w.dilations[axis];
-        const std::int64_t first = begin >= 0 ? 0 : (-begin + step - 1) / step;  // first tap not before the map
+        const std::int64_t first =
+            begin >= 0 ? 0 : (-begin + step - 1) / step;  // first tap not before the map
         if (first >= w.kernel[axis] || begin + first * step >= in[axis]) {
-          fail("output " + std::to_string(o) + " of axis " + std::to_string(axis) + " sees padding only");
+          fail("output " + std::to_string(o) + " of axis " + std::to_string(axis) +
+               " sees padding only");
         }
       };
       for (std::int64_t o = 0; o < out[axis] && begin_of(o) < 0; ++o) check_output(o);
@@ -451,7 +515,8 @@ class Validator {
     require(op.code_bits == 1 || op.code_bits == 2 || op.code_bits == 4,
             "code_bits " + std::to_string(op.code_bits) + ", expected 1, 2 or 4");
     require(op.codebook.size() >= 1 && op.codebook.size() <= std::size_t{1} << op.code_bits,
-            "a codebook of " + std::to_string(op.codebook.size()) + " values with codes of " + std::to_string(op.code_bits) + " bits");
+            "a codebook of " + std::to_string(op.codebook.size()) + " values with codes of " +
+                std::to_string(op.code_bits) + " bits");
     check_no_nan(op.codebook, "codebook");
     require_size(op.bias, outputs, "bias");
     check_no_nan(op.bias, "bias");
@@ -462,30 +527,37 @@ class Validator {
       require_size(op.bitmap, outputs * row_words, "bitmap");
       check_row_tails(op.bitmap.view(), features, "bitmap");
       coded = count_bits(op.bitmap.view());
-      for (const float v : op.codebook.view()) require(v != 0.0F, "a codebook behind a bitmap holds a 0");
+      for (const float v : op.codebook.view())
+        require(v != 0.0F, "a codebook behind a bitmap holds a 0");
     }
     require_size(op.codes, (coded * op.code_bits + 7) / 8, "codes");
-    const auto code_bits = static_cast<unsigned>(op.code_bits), values = static_cast<unsigned>(op.codebook.size());
-    // A full codebook has a value for every code. Bits behind the last code are 0, which is a code, too.
+    const auto code_bits = static_cast<unsigned>(op.code_bits),
+               values = static_cast<unsigned>(op.codebook.size());
+    // A full codebook has a value for every code. Bits behind the last code are 0, which is a code,
+    // too.
     if (values < 1U << code_bits && !codes_below(op.codes.view(), code_bits, values)) {
       std::size_t at = 0;
       unsigned code = 0;
       for (;; ++at) {
-        code = op.codes.data()[at * code_bits / 8] >> (at * code_bits % 8) & ((1U << code_bits) - 1);
+        code =
+            op.codes.data()[at * code_bits / 8] >> (at * code_bits % 8) & ((1U << code_bits) - 1);
         if (code >= values) break;
       }
-      fail("code " + std::to_string(code) + " at " + std::to_string(at) + ", the codebook has " + std::to_string(values) +
-           " values");
+      fail("code " + std::to_string(code) + " at " + std::to_string(at) + ", the codebook has " +
+           std::to_string(values) + " values");
     }
     const std::int64_t used = coded * op.code_bits % 8;
-    require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0, "codes have bits behind their end");
+    require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0,
+            "codes have bits behind their end");
   }
 
   void check_linear(const Tensor& in, const Tensor& out) const {
     require(out.dtype == DType::kF32, "its output must be f32", out.name);
     require(!in.dims.empty() && in.dims.size() == out.dims.size() &&
                 std::equal(in.dims.begin(), in.dims.end() - 1, out.dims.begin()),
-            "its dims are " + text(out.dims) + ", the input's " + text(in.dims) + ": only the last may differ", out.name);
+            "its dims are " + text(out.dims) + ", the input's " + text(in.dims) +
+                ": only the last may differ",
+            out.name);
   }
 
   void check(Linear& op) {
@@ -506,12 +578,15 @@ class Validator {
     require_rank(out, 3);
     check_window(op.window);
     const std::int64_t channels = in.dims[2], out_channels = out.dims[2];
-    write(op.output, DType::kF32, {window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]), out_channels});
+    write(op.output, DType::kF32,
+          {window_output(op.window, 0, in.dims[0]), window_output(op.window, 1, in.dims[1]),
+           out_channels});
     require(op.groups >= 1 && channels % op.groups == 0 && out_channels % op.groups == 0,
-            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) + " input and " +
-                std::to_string(out_channels) + " output channels");
+            std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) +
+                " input and " + std::to_string(out_channels) + " output channels");
     const std::int64_t per_output = op.window.kernel[0] * op.window.kernel[1];
-    require(per_output <= kMaxElements / channels && per_output * channels <= kMaxElements / out_channels,
+    require(per_output <= kMaxElements / channels &&
+                per_output * channels <= kMaxElements / out_channels,
             "more than 2^31 weights");
     require_size(op.weights, out_channels * per_output * (channels / op.groups), "weights");
     require_size(op.bias, out_channels, "bias");
@@ -529,13 +604,16 @@ class Validator {
     require(out.dims[2] == in.dims[2], "its channels differ from the input's", out.name);
     for (std::size_t axis = 0; axis < 2; ++axis) {
       const std::int64_t reach = (op.window.kernel[axis] - 1) * op.window.dilations[axis] + 1;
-      const std::int64_t room = in.dims[axis] + op.window.pads[axis] + op.window.pads[axis + 2] - reach;
+      const std::int64_t room =
+          in.dims[axis] + op.window.pads[axis] + op.window.pads[axis + 2] - reach;
       const std::int64_t stride = op.window.strides[axis];
       const std::int64_t floor_size = room < 0 ? 0 : room / stride + 1;
       const std::int64_t ceil_size = room < 0 ? 1 : (room + stride - 1) / stride + 1;
       require(out.dims[axis] >= 1 && (out.dims[axis] == floor_size || out.dims[axis] == ceil_size),
-              "its dims are " + text(out.dims) + ", expected " + std::to_string(floor_size) + " or, in ceil mode, " +
-                  std::to_string(ceil_size) + " on axis " + std::to_string(axis), out.name);
+              "its dims are " + text(out.dims) + ", expected " + std::to_string(floor_size) +
+                  " or, in ceil mode, " + std::to_string(ceil_size) + " on axis " +
+                  std::to_string(axis),
+              out.name);
     }
     require_taps(op.window, in.dims, out.dims);
   }
@@ -547,7 +625,8 @@ class Validator {
     const std::int64_t channels = in.dims.back();
     for (const auto* blob : {&op.scale, &op.shift}) {
       require(blob->size() == 1 || blob->size() == static_cast<std::size_t>(channels),
-              "scale and shift take 1 or " + std::to_string(channels) + " values, found " + std::to_string(blob->size()));
+              "scale and shift take 1 or " + std::to_string(channels) + " values, found " +
+                  std::to_string(blob->size()));
       check_no_nan(*blob, blob == &op.scale ? "scale" : "shift");
     }
   }
@@ -567,7 +646,8 @@ class Validator {
     for (std::size_t i = 0; i < rank; ++i) {
       const std::int64_t da = i < a.dims.size() ? a.dims[a.dims.size() - 1 - i] : 1;
       const std::int64_t db = i < b.dims.size() ? b.dims[b.dims.size() - 1 - i] : 1;
-      require(da == db || da == 1 || db == 1, text(a.dims) + " and " + text(b.dims) + " do not broadcast");
+      require(da == db || da == 1 || db == 1,
+              text(a.dims) + " and " + text(b.dims) + " do not broadcast");
       dims[rank - 1 - i] = std::max(da, db);
     }
     write(op.output, DType::kF32, dims);
@@ -591,8 +671,12 @@ class Validator {
         continue;
       }
       bool fits = in.dims.size() == dims.size();
-      for (std::size_t i = 0; fits && i < dims.size(); ++i) fits = i == axis || in.dims[i] == dims[i];
-      require(fits, "its dims are " + text(in.dims) + ", they do not fit " + text(dims) + " along axis " + std::to_string(axis), in.name);
+      for (std::size_t i = 0; fits && i < dims.size(); ++i)
+        fits = i == axis || in.dims[i] == dims[i];
+      require(fits,
+              "its dims are " + text(in.dims) + ", they do not fit " + text(dims) + " along axis " +
+                  std::to_string(axis),
+              in.name);
       dims[axis] += in.dims[axis];
     }
     write(op.output, DType::kF32, dims);
@@ -603,12 +687,15 @@ class Validator {
     const Tensor& in = read(op.input, dtype);
     require(dtype != DType::kI64, "i64 cannot be reshaped", in.name);
     const Tensor& out = write(op.output);
-    require(out.dtype == dtype && out.encoding == in.encoding, "its dtype or encoding differs from its input's", out.name);
-    require(elements(in.dims) == elements(out.dims), "its dims are " + text(out.dims) + ", the input's " + text(in.dims), out.name);
+    require(out.dtype == dtype && out.encoding == in.encoding,
+            "its dtype or encoding differs from its input's", out.name);
+    require(elements(in.dims) == elements(out.dims),
+            "its dims are " + text(out.dims) + ", the input's " + text(in.dims), out.name);
     if (dtype != DType::kBits) return;
     const bool same_channels = in.dims.back() == out.dims.back();
     const bool whole_words = in.dims.back() % 32 == 0 && out.dims.back() % 32 == 0;
-    require(same_channels || whole_words, "packed channels " + text(in.dims) + " cannot become " + text(out.dims), out.name);
+    require(same_channels || whole_words,
+            "packed channels " + text(in.dims) + " cannot become " + text(out.dims), out.name);
   }
 
   void check(Transpose& op) {
@@ -616,8 +703,10 @@ class Validator {
     Dims order = op.perm;
     std::sort(order.begin(), order.end());
     bool permutation = order.size() == in.dims.size();
-    for (std::size_t i = 0; permutation && i < order.size(); ++i) permutation = order[i] == static_cast<std::int64_t>(i);
-    require(permutation, "perm " + text(op.perm) + " is no permutation of the axes of " + text(in.dims));
+    for (std::size_t i = 0; permutation && i < order.size(); ++i)
+      permutation = order[i] == static_cast<std::int64_t>(i);
+    require(permutation,
+            "perm " + text(op.perm) + " is no permutation of the axes of " + text(in.dims));
     Dims dims;
     for (const std::int64_t axis : op.perm) dims.push_back(in.dims[static_cast<std::size_t>(axis)]);
     write(op.output, DType::kF32, dims);
@@ -632,9 +721,13 @@ class Validator {
     for (std::size_t i = 0; i < dims.size(); ++i) {
       const auto bounded = [](std::int64_t v) { return v > -kMaxElements && v < kMaxElements; };
       require(bounded(op.begin[i]) && bounded(op.end[i]), "a pad is out of range");
-      // Cropping one side by more than the map would read outside it even if the other side made up for it.
-      require(in.dims[i] + std::min<std::int64_t>(op.begin[i], 0) + std::min<std::int64_t>(op.end[i], 0) >= 0,
-              "it crops more than there is of axis " + std::to_string(i) + " of dims " + text(in.dims));
+      // Cropping one side by more than the map would read outside it even if the other side made up
+      // for it.
+      require(
+          in.dims[i] + std::min<std::int64_t>(op.begin[i], 0) +
+                  std::min<std::int64_t>(op.end[i], 0) >=
+              0,
+          "it crops more than there is of axis " + std::to_string(i) + " of dims " + text(in.dims));
       dims[i] += op.begin[i] + op.end[i];
     }
     write(op.output, DType::kF32, dims);
@@ -654,7 +747,9 @@ class Validator {
     kept[axis] = 1;
     removed.erase(removed.begin() + static_cast<std::ptrdiff_t>(axis));
     require(out.dtype == DType::kI64, "its output must be i64", out.name);
-    require(out.dims == kept || out.dims == removed, "its dims are " + text(out.dims) + ", expected " + text(removed) + " or " + text(kept), out.name);
+    require(out.dims == kept || out.dims == removed,
+            "its dims are " + text(out.dims) + ", expected " + text(removed) + " or " + text(kept),
+            out.name);
   }
 
   const Graph& graph_;
@@ -664,6 +759,8 @@ class Validator {
 
 }  // namespace
 
-void validate(const Graph& graph) { Validator(graph).run(); }
+void validate(const Graph& graph) {
+  Validator(graph).run();
+}
 
 }  // namespace tac

@@ -12,8 +12,8 @@
 
 namespace tac::test {
 
-inline TensorId add_tensor(Graph& graph, std::string name, DType dtype, std::vector<std::int64_t> dims,
-                           Encoding encoding = {}) {
+inline TensorId add_tensor(Graph& graph, std::string name, DType dtype,
+                           std::vector<std::int64_t> dims, Encoding encoding = {}) {
   Tensor t;
   t.name = std::move(name);
   t.dtype = dtype;
@@ -41,14 +41,21 @@ inline void build_every_op(ModelWriter& w) {
   const auto bits = [&](const char* name, std::vector<std::int64_t> dims, Encoding e) {
     return add_tensor(g, name, DType::kBits, std::move(dims), e);
   };
-  const auto op = [&](const char* name, OpVariant variant) { g.ops.push_back({name, "test", std::move(variant)}); };
+  const auto op = [&](const char* name, OpVariant variant) {
+    g.ops.push_back({name, "test", std::move(variant)});
+  };
 
   const TensorId x = f32("x", {3, 4, 4});
   g.inputs.push_back({x, {filled<float>(w, 3 * 256, 0.5F), true}});
   const TensorId nhwc = f32("nhwc", {4, 4, 3});
   op("transpose", Transpose{x, nhwc, {1, 2, 0}});
   const TensorId conv = f32("conv", {4, 4, 5});
-  op("conv", Conv{nhwc, conv, {{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}}, 1, filled<float>(w, 5 * 27, 0.25F), filled<float>(w, 5, 1.0F)});
+  op("conv", Conv{nhwc,
+                  conv,
+                  {{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}},
+                  1,
+                  filled<float>(w, 5 * 27, 0.25F),
+                  filled<float>(w, 5, 1.0F)});
   const TensorId affine = f32("affine", {4, 4, 5});
   op("affine", Affine{conv, affine, filled<float>(w, 5, 2.0F), filled<float>(w, 1, -1.0F)});
   const TensorId sign = bits("sign", {4, 4, 5}, kBinary);
@@ -65,9 +72,12 @@ inline void build_every_op(ModelWriter& w) {
   binary.descending = filled<std::uint8_t>(w, 33, 1);
   op("binary_conv", binary);
   const TensorId pooled = bits("pooled", {2, 2, 33}, kTwoBit);
-  op("bit_pool", BitPool{bconv, pooled, {{2, 2}, {2, 2}, {1, 1}, {0, 0, 0, 0}}, filled<std::uint8_t>(w, 33, 0)});
+  op("bit_pool",
+     BitPool{
+         bconv, pooled, {{2, 2}, {2, 2}, {1, 1}, {0, 0, 0, 0}}, filled<std::uint8_t>(w, 33, 0)});
   const TensorId values = f32("values", {2, 2, 33});
-  op("dequantize", Dequantize{pooled, values, w.own_array<float>(std::vector<float>{0.0F, 0.5F, 1.0F, 1.5F})});
+  op("dequantize",
+     Dequantize{pooled, values, w.own_array<float>(std::vector<float>{0.0F, 0.5F, 1.0F, 1.5F})});
   const TensorId pool = f32("pool", {1, 1, 33});
   op("pool", Pool{values, pool, PoolKind::kAverage, {{2, 2}, {2, 2}, {1, 1}, {0, 0, 0, 0}}, true});
   const TensorId flat = f32("flat", {33});
@@ -78,7 +88,8 @@ inline void build_every_op(ModelWriter& w) {
   book.output = hidden;
   book.codebook = w.own_array<float>(std::vector<float>{-1.0F, 0.5F, 2.0F});
   book.code_bits = 2;
-  book.bitmap = w.own_array<std::uint32_t>(std::vector<std::uint32_t>(16, 1U));  // 16 coded positions
+  book.bitmap =
+      w.own_array<std::uint32_t>(std::vector<std::uint32_t>(16, 1U));  // 16 coded positions
   book.codes = w.own_array<std::uint8_t>(std::vector<std::uint8_t>{0x24, 0x24, 0x24, 0x24});
   book.bias = filled<float>(w, 8, 0.1F);
   op("codebook_linear", book);
