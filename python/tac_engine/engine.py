@@ -83,6 +83,7 @@ class Engine:
         self._core = _core.Engine(self._path, operator.index(threads), backend or "")
         self._inputs = tuple(_spec(*spec) for spec in self._core.inputs)
         self._outputs = tuple(_spec(*spec) for spec in self._core.outputs)
+        self._output_dims = [dims for _, _, dims, _ in self._core.outputs]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -153,7 +154,10 @@ class Engine:
         """
         arrays, n_samples = self._input_arrays(x)
         if out is None:
-            results = [np.empty((n_samples, *spec.shape[1:]), spec.dtype) for spec in self._outputs]
+            results = [
+                np.empty((n_samples, *dims), spec.dtype)
+                for spec, dims in zip(self._outputs, self._output_dims, strict=True)
+            ]
         else:
             results = self._output_arrays(out, n_samples)
         self._core.run(arrays, results, n_samples)
@@ -179,6 +183,19 @@ class Engine:
         arrays, n_samples = self._input_arrays(x)
         rows = self._core.profile(arrays, n_samples, n_runs)
         return Profile.from_rows(rows, backend=self.backend, threads=self.threads, batch=n_samples, runs=n_runs)
+
+    def intermediates(self, x: NDArray[Any] | Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every tensor that the model computes, by name, for looking into it.
+
+        The file is read again, and all tensors are held at once. A packed tensor is given by its levels (-1 and +1,
+        say) in float32. Images have the layout that the engine uses, [N, H, W, C].
+
+        Raises:
+            FormatError: the file cannot be read any more.
+            InvalidInputError: as for :meth:`run`.
+        """
+        arrays, n_samples = self._input_arrays(x)
+        return _core.run_intermediates(self._path, arrays, n_samples, self.threads, self.backend)
 
     def __repr__(self) -> str:
         def text(specs: tuple[TensorSpec, ...]) -> str:

@@ -100,8 +100,9 @@ class Profile:
         macs = sum(row.macs for row in self.rows)
         rate = f"{1e-6 * macs / self.ms:.1f}" if self.ms > 0 else ""
         total = ("total", "", "", f"{self.ms:.3f}", "", f"{macs / 1e6:.2f}", rate, "")
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         widths = [max(len(row[i]) for row in (header, *body, total)) for i in range(len(header))]
-        lines = [f"backend {self.backend}, {self.threads} threads, batch {self.batch}, median of {self.runs} runs"]
+        lines = [f"backend {self.backend}, {threads}, batch {self.batch}, median of {self.runs} runs"]
         for row in (header, tuple("-" * width for width in widths), *body, total):
             cells = (
                 cell.ljust(width) if i < 3 else cell.rjust(width)
