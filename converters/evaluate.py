@@ -24,8 +24,8 @@ Progress = Callable[[int, int], None]
 def evaluate_node(node: Node, inputs: list[Array | None], opset: int = NORMAL_OPSET) -> list[Array]:
     """The outputs of one node, in the order of ``node.outputs``.
 
-    ``node`` is a normalised one, before or after shape inference. float32 stays float32 throughout, BatchNormalization and
-    the quantizers included. Raises ValueError or TypeError where the inputs do not fit the operator.
+    ``node`` is a normalised one, before or after shape inference. float32 stays float32 throughout, in
+    BatchNormalization and the quantizers too. Raises ValueError or TypeError where the inputs do not fit the operator.
     """
     with np.errstate(all="ignore"):  # infinities and NaN are values here, not accidents
         if node.domain == "qonnx":
@@ -288,8 +288,7 @@ class ReferenceModel:
         raw = read_graph(model, base_dir, name)
         problems = Problems()
         constants = dict(raw.constants)
-        used = {tensor for node in raw.nodes for tensor in (*node.inputs, *node.outputs)} | set(constants)
-        nodes = normalise_nodes(raw.nodes, constants, raw.opset, problems, used)
+        nodes = normalise_nodes(raw.nodes, raw.outputs, constants, raw.opset, problems)
         if problems:
             raise UnsupportedModelError(problems.describe(name))
         self.source = name

@@ -56,9 +56,9 @@ qonnx.MultiThreshold        x, thresholds                  out_scale, out_bias, 
 ==========================  =============================  ==========================================================
 
 Constant, Identity, Dropout, CastLike, Flatten, Squeeze, Unsqueeze, Sum, Mean, Shape, Size, ConstantOfShape, Range and
-control flow never occur. A node with constant inputs only never occurs. A constant operand of an elementwise op has size 1
-along every axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An Identity between
-a graph input and a graph output is a Reshape to the same shape.
+control flow never occur. A node with constant inputs only never occurs. A constant operand of an elementwise op has
+size 1 along every axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An
+Identity between a graph input and a graph output is a Reshape to the same shape.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ InputShapes = Mapping[str, Sequence[int | None]]
 __all__ = ["NORMAL_OPSET", "import_model"]
 
 
-def import_model(
-    path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: InputShapes | None = None
-) -> Graph:
+def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes: InputShapes | None = None) -> Graph:
     """Reads an ONNX file into the form described above.
 
     ``input_shapes`` fixes dynamic axes: ``{"input": (None, 3, 32, 32)}``; axis 0 is the batch axis and stays free.
@@ -98,9 +96,7 @@ def import_model(
     problems = Problems()
     inputs, literal_batch = _graph_inputs(raw, dict(input_shapes or {}), problems)
     constants = dict(raw.constants)
-    used = {name for node in raw.nodes for name in (*node.inputs, *node.outputs)} | set(constants)
-    used.update(item.name for item in raw.inputs)
-    nodes = normalise_nodes(raw.nodes, constants, raw.opset, problems, used)
+    nodes = normalise_nodes(raw.nodes, raw.outputs, constants, raw.opset, problems)
     graph = Graph(nodes, constants, inputs, list(raw.outputs), {}, {}, NORMAL_OPSET, source)
     run_passes(graph, PassContext(problems, literal_batch))
     for name in graph.outputs:
@@ -129,7 +125,7 @@ def _graph_inputs(
         dims = _merged_shape(item, input_shapes.get(item.name))
         if item.dtype != np.float32:
             problems.add(
-                f"input '{item.name}': element type float32 is expected, found {item.dtype}; export the model in float32"
+                f"input '{item.name}': element type float32 is expected, found {item.dtype}; export in float32"
             )
             continue
         if dims is None:
@@ -180,8 +176,8 @@ def _with_batch(name: str, dims: list[int | str | None], problems: Problems) -> 
         axes = " and ".join(str(axis) for axis in dynamic)
         problems.add(
             f"input '{name}' of shape {_dims_text(dims)}: {'axes' if len(dynamic) > 1 else 'axis'} {axes} "
-            f"{'are' if len(dynamic) > 1 else 'is'} dynamic, only the batch axis may be; export with fixed sizes, or pass "
-            f"input_shapes={{'{name}': ({example})}}"
+            f"{'are' if len(dynamic) > 1 else 'is'} dynamic, only the batch axis may be; export with fixed sizes, or "
+            f"give input_shapes={{'{name}': ({example})}}"
         )
         return None
     return (Batch(), *(dim for dim in dims[1:] if isinstance(dim, int)))

@@ -45,7 +45,7 @@ def integer_range(bits: Array, signed: bool, narrow: bool) -> tuple[Array, Array
 
 
 def bipolar_quant(x: Array, scale: Array) -> Array:
-    """scale * (+1 where x >= 0, else -1). Both zeros give +scale, NaN gives -scale."""
+    """Bipolar: scale * (+1 where x >= 0, else -1). Both zeros give +scale, NaN gives -scale."""
     one = np.ones((), x.dtype)
     return np.asarray(np.where(x >= 0, one, -one) * scale.astype(x.dtype))
 
@@ -53,7 +53,7 @@ def bipolar_quant(x: Array, scale: Array) -> Array:
 def quant(
     x: Array, scale: Array, zero_point: Array, bits: Array, *, signed: int, narrow: int, rounding_mode: str
 ) -> Array:
-    """(round(clamp(x / scale + zero_point)) - zero_point) * scale; one signed bit means bipolar, as QONNX defines it."""
+    """(round(clamp(x / scale + zero_point)) - zero_point) * scale; one signed bit means bipolar, as in QONNX."""
     scale, zero_point, bits = (value.astype(x.dtype) for value in (scale, zero_point, bits))
     y = x / scale + zero_point
     if signed and np.all(bits == 1):
@@ -66,7 +66,7 @@ def quant(
 
 
 def trunc(x: Array, *parameters: Array, rounding_mode: str, signed: int, narrow: int, version: int) -> Array:
-    """Drops low bits of an already quantized tensor. Version 1 keeps the scale, version 2 has an output scale and clamps."""
+    """Drops low bits of a quantized tensor. Version 1 keeps the scale, version 2 has an output scale and clamps."""
     values = [value.astype(x.dtype) for value in parameters]
     scale, zero_point, in_bits = values[:3]
     rounding = ROUNDING_MODES[rounding_mode]
@@ -82,7 +82,7 @@ def trunc(x: Array, *parameters: Array, rounding_mode: str, signed: int, narrow:
 
 
 def multi_threshold(x: Array, thresholds: Array, *, out_scale: float, out_bias: float, data_layout: str) -> Array:
-    """out_scale * (how many thresholds of its channel x reaches) + out_bias. ``thresholds`` is [channels or 1, steps]."""
+    """out_scale * (how many thresholds x reaches) + out_bias. ``thresholds`` is [channels or 1, steps]."""
     channel_axis = x.ndim - 1 if data_layout in ("NHWC", "NWC") or x.ndim == 1 else 1
     column_shape = [1] * x.ndim
     column_shape[channel_axis] = -1

@@ -1,4 +1,4 @@
-"""Convolution and pooling on numpy arrays by sliding windows: onnx.reference has them too, some hundred times slower."""
+"""Convolution and pooling on numpy arrays by sliding windows; onnx.reference has them too, in Python loops."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _windows(
     index += [slice(0, (count - 1) * stride + 1, stride) for count, stride in zip(out, strides, strict=True)]
     index += [slice(None, None, dilation) for dilation in dilations]
     view = view[tuple(index)]
-    return view.transpose(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+    return np.transpose(view, (0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank)))
 
 
 def _pad(x: Array, pads: Sequence[int], value: float) -> Array:
@@ -147,9 +147,7 @@ def _pooling_windows(
     rank = len(kernel)
     if out is None:
         out = [
-            window_count(
-                x.shape[2 + i], kernel[i], strides[i], dilations[i], pads[i], pads[rank + i], bool(ceil_mode)
-            )
+            window_count(x.shape[2 + i], kernel[i], strides[i], dilations[i], pads[i], pads[rank + i], bool(ceil_mode))
             for i in range(rank)
         ]
     full_pads = list(pads)

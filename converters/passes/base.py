@@ -10,7 +10,7 @@ from ..graph import Graph, Node, Offender
 
 @dataclass
 class Problems:
-    """Everything found wrong with a model. Nodes that depend on a faulty one are skipped, so only root causes are listed."""
+    """Everything found wrong with a model. Nodes that depend on a faulty one are skipped: root causes are listed."""
 
     entries: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
@@ -35,7 +35,7 @@ class Problems:
 
 @dataclass
 class PassContext:
-    """``literal_batch``: the batch size that the file fixes (1 in a [1, 3, 32, 32] input); None where it is symbolic."""
+    """``literal_batch``: the batch size that the file fixes (1 in a [1, 3, 32, 32] input), None if it is symbolic."""
 
     problems: Problems
     literal_batch: int | None = None

@@ -6,7 +6,7 @@ Nothing here needs a shape, so the reference evaluator uses the same function; w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from .base import Problems, RuleError
 NORMAL_OPSET = 20
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
-RANDOM_OPS = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"})
+RANDOM_OPS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
 # Attributes that change nothing in inference, or only something that no supported model has.
 _IGNORED_ATTRS = {
     "BatchNormalization": ("momentum", "training_mode", "spatial"),
@@ -38,12 +40,17 @@ _REDUCTIONS = frozenset(
 class Normaliser:
     """Normalises nodes one by one; ``constants`` gains the tensors that used to be attributes.
 
-    Names of new tensors derive from the node's first output, which is unique, and are kept away from ``used``.
+    Names of new tensors derive from the node's first output, which is unique, and are kept away from ``used``. ``read``
+    has the tensors that some node or the graph's outputs need.
     """
 
     opset: int
     constants: dict[str, Array]
-    used: set[str] = field(default_factory=set)
+    used: set[str]
+    read: set[str]
+
+    def reads_output(self, node: Node, index: int) -> bool:
+        return any(name in self.read for name in node.outputs[index:] if name)
 
     def normalise(self, node: Node) -> list[Node]:
         """The nodes that stand for ``node``; empty where it became a constant. Raises RuleError."""
@@ -111,6 +118,7 @@ class Normaliser:
         op = {"IntQuant": "Quant"}.get(node.op, node.op)
         result = Node(op, node.name, list(node.inputs), list(node.outputs), dict(node.attrs), "qonnx")
         defaults: dict[str, Any]
+        counts: tuple[int, ...]
         if op == "BipolarQuant":
             counts, defaults = (2,), {}
         elif op == "Quant":
@@ -145,10 +153,12 @@ class Normaliser:
 
 
 def normalise_nodes(
-    nodes: list[Node], constants: dict[str, Array], opset: int, problems: Problems, used: set[str]
+    nodes: list[Node], outputs: list[str], constants: dict[str, Array], opset: int, problems: Problems
 ) -> list[Node]:
     """Normalises all ``nodes``; ``constants`` gains new ones. Those that cannot be are reported and left out."""
-    normaliser = Normaliser(opset, constants, used)
+    read = {name for node in nodes for name in node.inputs} | set(outputs)
+    used = read | set(constants) | {name for node in nodes for name in node.outputs}
+    normaliser = Normaliser(opset, constants, used, read)
     result: list[Node] = []
     for node in nodes:
         copy = Node(node.op, node.name, list(node.inputs), list(node.outputs), dict(node.attrs), node.domain)
@@ -221,7 +231,7 @@ def _clip(self: Normaliser, node: Node) -> list[Node]:
 
 
 def _dropout(self: Normaliser, node: Node) -> list[Node]:
-    if len(node.outputs) > 1 and node.outputs[1]:
+    if self.reads_output(node, 1):
         raise RuleError("the mask of a Dropout is not supported")
     if len(node.inputs) > 2 and node.inputs[2]:
         mode = self.constants.get(node.inputs[2])
@@ -235,7 +245,7 @@ def _batch_normalization(self: Normaliser, node: Node) -> list[Node]:
         raise RuleError("training_mode is set; export the model in evaluation mode")
     if node.attrs.get("spatial") == 0:
         raise RuleError("spatial = 0 is not supported")
-    if any(node.outputs[1:]):
+    if self.reads_output(node, 1):
         raise RuleError("only the first output is supported in evaluation mode")
     node.outputs = node.outputs[:1]
     return [node]
@@ -286,7 +296,7 @@ def _gemm(self: Normaliser, node: Node) -> list[Node]:
 
 
 def _windowed(self: Normaliser, node: Node) -> list[Node]:
-    if len(node.outputs) > 1 and node.outputs[1]:
+    if self.reads_output(node, 1):
         raise RuleError("the indices of a MaxPool are not supported")
     node.outputs = node.outputs[:1]
     if node.op == "Conv":
@@ -309,7 +319,12 @@ def set_window_defaults(node: Node, rank: int) -> None:
     attrs.setdefault("strides", [1] * rank)
     attrs.setdefault("dilations", [1] * rank)
     attrs.setdefault("pads", [0] * (2 * rank))
-    for name, count, least in (("kernel_shape", rank, 1), ("strides", rank, 1), ("dilations", rank, 1), ("pads", 2 * rank, 0)):
+    for name, count, least in (
+        ("kernel_shape", rank, 1),
+        ("strides", rank, 1),
+        ("dilations", rank, 1),
+        ("pads", 2 * rank, 0),
+    ):
         if len(attrs[name]) != count or min(attrs[name], default=least) < least:
             raise RuleError(f"{name} {attrs[name]}: {count} values of at least {least} are expected")
 

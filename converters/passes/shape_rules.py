@@ -1,6 +1,6 @@
-"""Shape and dtype of every operator's outputs, and its final form: what needed shapes to be resolved is written into attrs.
+"""Shape and dtype of every operator's outputs, and its final form: what needed shapes is resolved and written to attrs.
 
-A rule may rewrite its node (drop a shape input, set explicit pads) and is called again after that: it accepts both forms.
+A rule may rewrite its node (drop a shape input, set explicit pads) and is called again after that: it takes both forms.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ DType = np.dtype[Any]
 Typed = tuple[Shape, DType]
 
 UNARY_OPS = frozenset(
-    """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu Log Mish
-    Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh ThresholdedRelu""".split()
+    """Abs Acos Acosh Asin Asinh Atan Atanh Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu
+    Log Mish Neg Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh
+    ThresholdedRelu""".split()
 )
 ARITHMETIC_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"})
 COMPARISON_OPS = frozenset({"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
@@ -191,7 +192,7 @@ def _cast(inputs: RuleInputs) -> list[Typed]:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(to))
     except (KeyError, TypeError, ValueError) as error:
         raise RuleError(f"unknown element type {to}") from error
-    if dtype == object or to == onnx.TensorProto.STRING:
+    if to == onnx.TensorProto.STRING:
         raise RuleError("strings are not supported")
     return [(inputs.shape(0), dtype)]
 
@@ -215,7 +216,9 @@ def _quantize_linear(inputs: RuleInputs) -> list[Typed]:
         if inputs.shape(1) != (shape[axis],):
             raise RuleError(f"scale of shape [{shape[axis]}] is expected, found {shape_text(inputs.shape(1))}")
     if inputs.has(2) and inputs.shape(2) != inputs.shape(1) and count_elements(inputs.shape(2)) != (1, 0):
-        raise RuleError(f"zero point {shape_text(inputs.shape(2))} does not fit the scale {shape_text(inputs.shape(1))}")
+        raise RuleError(
+            f"zero point {shape_text(inputs.shape(2))} does not fit the scale {shape_text(inputs.shape(1))}"
+        )
     if not quantizes and inputs.has(2) and inputs.dtype(2) != inputs.dtype(0):
         raise RuleError(f"zero point of type {inputs.dtype(0)} is expected, found {inputs.dtype(2)}")
     return [(shape, inputs.dtype(2) if quantizes else inputs.dtype(1))]
@@ -226,7 +229,9 @@ def _qonnx(inputs: RuleInputs) -> list[Typed]:
     _float_only(inputs)
     for index in range(1, len(inputs.node.inputs)):
         if broadcast([shape, inputs.shape(index)]) != shape:
-            raise RuleError(f"parameter {index} of shape {shape_text(inputs.shape(index))} does not broadcast to {shape_text(shape)}")
+            raise RuleError(
+                f"parameter {index} {shape_text(inputs.shape(index))} does not broadcast to {shape_text(shape)}"
+            )
     return [(shape, inputs.dtype(0))]
 
 
@@ -373,12 +378,11 @@ def _arg_max(inputs: RuleInputs) -> list[Typed]:
 def _softmax(inputs: RuleInputs) -> list[Typed]:
     attrs, shape = inputs.node.attrs, inputs.shape(0)
     axis = normal_axis(attrs["axis"], len(shape))
-    if attrs.pop("coerce_to_matrix", 0):
-        if any(dim != 1 for dim in shape[axis + 1 :]):
-            raise RuleError(
-                f"before opset 13 it normalises over all axes from {axis} on; only one axis is supported, the "
-                f"input is {shape_text(shape)}"
-            )
+    if attrs.pop("coerce_to_matrix", 0) and any(dim != 1 for dim in shape[axis + 1 :]):
+        raise RuleError(
+            f"before opset 13 it normalises over all axes from {axis} on; only one axis is supported, the input is "
+            f"{shape_text(shape)}"
+        )
     attrs["axis"] = axis
     _static(shape[axis], "normalising over the batch axis")
     return _float_only(inputs)
@@ -390,7 +394,7 @@ def _softmax(inputs: RuleInputs) -> list[Typed]:
 def resolve_reshape(source: Shape, target: list[Dim], allow_zero: bool, literal_batch: int | None) -> Shape:
     """The shape that a Reshape gives, with the batch size as a symbol.
 
-    A target that spells the file's own batch size out ([1, 784] for an input [1, 1, 28, 28]) is read with N in its place.
+    A target that spells the file's batch size out ([1, 784] for an input [1, 1, 28, 28]) is read with N in its place.
     """
     text = shape_text(target)
     dims = list(target)
@@ -442,7 +446,9 @@ def _fill_minus_one(source: Shape, dims: list[Dim], text: str) -> Shape:
         raise mismatch
     result = tuple(dims)
     if power == 1:
-        position = [next(axis for axis, dim in enumerate(shape) if isinstance(dim, Batch)) for shape in (source, result)]
+        position = [
+            next(axis for axis, dim in enumerate(shape) if isinstance(dim, Batch)) for shape in (source, result)
+        ]
         if count_elements(source[: position[0]]) != count_elements(result[: position[1]]):
             raise RuleError(f"reshaping {shape_text(source)} to {shape_text(result)} mixes the samples of a batch")
     return result

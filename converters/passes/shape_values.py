@@ -128,11 +128,12 @@ def _equal(a: Dim, b: Dim) -> bool | None:
 
 
 def _reduce_product(value: Array) -> Array | None:
-    product: Dim | None = 1
+    product: Dim = 1
     for dim in value.ravel():
-        product = _multiply(product, dim)
-        if product is None:
+        scaled = _multiply(product, dim)
+        if scaled is None:
             return None
+        product = scaled
     result = np.empty((), object)
     result[()] = product
     return result

@@ -1,0 +1,326 @@
+"""Compares a .tacbin with the ONNX model it came from: outputs, and the first layer where they part."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import load
+from ..errors import InvalidInputError
+from .evaluate import ReferenceModel
+from .graph import Array
+
+DEFAULT_SAMPLES = 64
+SEED = 0
+
+# A float may differ by this share of the largest magnitude of its tensor: float32 sums of a few thousand terms, added
+# up in another order, stay an order of magnitude below.
+TOLERANCE = 1e-4
+
+# Samples run at a time while every intermediate tensor is kept.
+_BLOCK = 16
+
+
+class EngineLike(Protocol):
+    """What verify needs of a tac_engine.Engine."""
+
+    @property
+    def metadata(self) -> str: ...
+
+    def run(self, x: Mapping[str, Array]) -> Any: ...
+
+    def intermediates(self, x: Mapping[str, Array]) -> dict[str, Array]: ...
+
+
+@dataclass
+class OutputReport:
+    """``top1_agree``: in how many rows the largest element is the same; None for an output without classes."""
+
+    name: str
+    samples: int
+    max_abs_diff: float
+    max_rel_diff: float  # max_abs_diff / the largest |value| of the reference
+    top1_agree: int | None
+    top1_total: int | None
+    ok: bool
+
+
+@dataclass
+class LayerReport:
+    """One tensor of the engine beside the ONNX tensor it stands for.
+
+    ``elements_differing``: flips of a low-bit tensor, or floats beyond the tolerance.
+    """
+
+    op: str
+    onnx_tensor: str
+    low_bit: bool
+    elements: int
+    elements_differing: int
+    max_abs_diff: float
+    max_rel_diff: float
+
+    @property
+    def ok(self) -> bool:
+        return self.elements_differing == 0
+
+
+@dataclass
+class VerifyReport:
+    onnx: str
+    tacbin: str
+    samples: int
+    data: str  # where the inputs came from
+    tolerance: float
+    outputs: list[OutputReport]
+    layers: list[LayerReport] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every output is within the tolerance."""
+        return all(output.ok for output in self.outputs)
+
+    @property
+    def first_divergence(self) -> LayerReport | None:
+        return next((layer for layer in self.layers if not layer.ok), None)
+
+    @property
+    def flips(self) -> int:
+        """Elements of low-bit tensors that differ, all layers together."""
+        return sum(layer.elements_differing for layer in self.layers if layer.low_bit)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for json.dumps."""
+        first = self.first_divergence
+        return {
+            **asdict(self),
+            "ok": self.ok,
+            "flips": self.flips,
+            "first_divergence": None if first is None else asdict(first),
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.tacbin} against {self.onnx}", f"{self.samples} samples ({self.data})"]
+        for output in self.outputs:
+            verdict = "ok" if output.ok else "DIFFERS"
+            lines.append(
+                f"  output '{output.name}': {verdict}, max abs diff {output.max_abs_diff:.3g}, "
+                f"relative to the largest output {output.max_rel_diff:.3g} (tolerance {self.tolerance:g})"
+            )
+            if output.top1_agree is not None and output.top1_total:
+                share = output.top1_agree / output.top1_total
+                lines.append(f"    top-1 agrees in {output.top1_agree} of {output.top1_total} ({share:.2%})")
+        first = self.first_divergence
+        low_bit = [layer for layer in self.layers if layer.low_bit]
+        if not self.layers:
+            lines.append("  layers: none recorded in the file")
+        elif first is None:
+            lines.append(f"  layers: all {len(self.layers)} agree ({len(low_bit)} of them low-bit, exactly)")
+        else:
+            total = sum(layer.elements for layer in low_bit)
+            lines.append(f"  layers: first difference in op '{first.op}' (ONNX tensor '{first.onnx_tensor}'):")
+            what = "elements flipped" if first.low_bit else "elements beyond the tolerance"
+            lines.append(
+                f"    {first.elements_differing} of {first.elements} {what}, max abs diff {first.max_abs_diff:.3g}"
+            )
+            lines.append(f"    flips in all low-bit layers: {self.flips} of {total} elements")
+        return "\n".join(lines)
+
+
+def verify(
+    onnx_path: str | os.PathLike[str],
+    tacbin_path: str | os.PathLike[str],
+    data: Array | Mapping[str, Array] | None = None,
+    samples: int | None = None,
+    *,
+    backend: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> VerifyReport:
+    """Runs both models on the same inputs.
+
+    Args:
+        onnx_path: the original, evaluated in numpy by the ONNX definitions.
+        tacbin_path: what ``convert`` made of it.
+        data: inputs [N, ...] in float32 as the ONNX model takes them (a dict by name for several); standard normal
+            numbers with a fixed seed if left out.
+        samples: how many samples to compare; all of ``data``, or 64 random ones, if left out.
+        backend: as for :func:`tac_engine.load`.
+        progress: called with a stage and the share done.
+
+    Raises:
+        InvalidInputError: the data do not fit the model.
+        UnsupportedModelError: the ONNX model cannot be evaluated.
+        FormatError: one of the files cannot be read.
+    """
+    reference = ReferenceModel(onnx_path)
+    engine = load(tacbin_path, backend=backend)
+    feeds, origin = _feeds(reference, data, samples)
+    outputs, layers = compare(reference, engine, feeds, progress)
+    count = next(iter(feeds.values())).shape[0]
+    return VerifyReport(os.fspath(onnx_path), os.fspath(tacbin_path), count, origin, TOLERANCE, outputs, layers)
+
+
+def _feeds(
+    reference: ReferenceModel, data: Array | Mapping[str, Array] | None, samples: int | None
+) -> tuple[dict[str, Array], str]:
+    if samples is not None and samples < 1:
+        raise InvalidInputError(f"samples is {samples}, expected at least 1")
+    if data is None:
+        generator = np.random.default_rng(SEED)
+        count = samples or DEFAULT_SAMPLES
+        feeds = {}
+        for item in reference.inputs:
+            dims = [] if item.shape is None else item.shape[1:]
+            if item.shape is None or not all(isinstance(dim, int) for dim in dims):
+                raise InvalidInputError(f"input '{item.name}' has dynamic axes: give data")
+            feeds[item.name] = generator.standard_normal((count, *map(int, map(str, dims)))).astype(item.dtype)
+        return feeds, f"standard normal, seed {SEED}"
+    if isinstance(data, Mapping):
+        given = dict(data)
+    else:
+        if len(reference.inputs) != 1:
+            names = ", ".join(f"'{item.name}'" for item in reference.inputs)
+            raise InvalidInputError(f"the model has several inputs: a dict with {names} is expected")
+        given = {reference.inputs[0].name: data}
+    return {name: np.ascontiguousarray(array[:samples]) for name, array in given.items()}, "given"
+
+
+def compare(
+    reference: ReferenceModel,
+    engine: EngineLike,
+    feeds: Mapping[str, Array],
+    progress: Callable[[str, float], None] | None = None,
+) -> tuple[list[OutputReport], list[LayerReport]]:
+    """Outputs and layers, block by block: intermediates of all samples at once would not fit."""
+    entries: Sequence[Mapping[str, Any]] = json.loads(engine.metadata or "{}").get("layers", [])
+    count = next(iter(feeds.values())).shape[0] if feeds else 0
+    step = reference.fixed_batch or _BLOCK
+    outputs: dict[str, _Totals] = {}
+    layers: dict[int, _Totals] = {}
+    for first in range(0, max(count, 1), step):
+        block = {name: array[first : first + step] for name, array in feeds.items()}
+        expected = reference.run(block, intermediates=True, batch_size=step)
+        found = engine.run(block)
+        for name in reference.outputs:
+            if name not in found:
+                raise InvalidInputError(f"the .tacbin has no output '{name}': it came from another model")
+            outputs.setdefault(name, _Totals()).add_output(expected[name], found[name])
+        tensors = engine.intermediates(block) if entries else {}
+        for index, entry in enumerate(entries):
+            original, mine = expected.get(entry["onnx_tensor"]), tensors.get(entry["tensor"])
+            if original is None or mine is None or not _layout_is_known(entry):
+                continue  # a tensor that folding made, or a view of the one before
+            low_bit = bool(entry.get("low_bit", _is_integral(mine)))
+            layers.setdefault(index, _Totals()).add_layer(original, _as_onnx(mine, entry, original.shape), low_bit)
+        if progress is not None:
+            progress("comparing", min(first + step, count) / count)
+    layer_reports = [layers[index].layer_report(entries[index]) for index in sorted(layers)]
+    return [totals.output_report(name) for name, totals in outputs.items()], layer_reports
+
+
+def _layout_is_known(entry: Mapping[str, Any]) -> bool:
+    return entry.get("layout", "plain") != "flat" or "map_dims" in entry
+
+
+def _is_integral(array: Array) -> bool:
+    """Levels are small integers; a float tensor that happens to be is compared as strictly as one."""
+    return bool(np.all(np.abs(array) <= 64) and np.array_equal(array, np.rint(array)))
+
+
+def _as_onnx(mine: Array, entry: Mapping[str, Any], shape: tuple[int, ...]) -> Array:
+    """The engine's tensor with the axes of the ONNX one. "nhwc" stores images with channels last, "flat" so too."""
+    layout = entry.get("layout", "plain")
+    if layout == "nhwc" and mine.ndim == 4:
+        mine = mine.transpose(0, 3, 1, 2)
+    elif layout == "flat":
+        height, width, channels = entry["map_dims"]
+        mine = mine.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
+    if mine.size != int(np.prod(shape)):
+        raise InvalidInputError(
+            f"op '{entry['op']}' gives {list(mine.shape)}, but the ONNX tensor '{entry['onnx_tensor']}' has shape "
+            f"{list(shape)}: the .tacbin came from another model"
+        )
+    return mine.reshape(shape)
+
+
+class _Totals:
+    """Sums over the blocks of samples."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.elements = 0
+        self.differing = 0
+        self.max_diff = 0.0
+        self.max_magnitude = 0.0
+        self.low_bit = True
+        self.agree = 0
+        self.rows: int | None = None
+        self.exact = True
+
+    def add_output(self, expected: Array, found: Array) -> None:
+        if expected.shape != found.shape:
+            raise InvalidInputError(
+                f"an output has shape {list(found.shape)} in the .tacbin, but {list(expected.shape)} in the ONNX model"
+            )
+        self.samples += expected.shape[0]
+        self._add_difference(expected, found)
+        self.exact = self.exact and bool(np.array_equal(expected, found))
+        if expected.dtype.kind == "f" and expected.ndim >= 2 and expected.shape[-1] > 1:
+            same = expected.argmax(axis=-1) == found.argmax(axis=-1)
+            self.agree += int(same.sum())
+            self.rows = (self.rows or 0) + same.size
+        self.low_bit = expected.dtype.kind != "f"
+
+    def add_layer(self, expected: Array, found: Array, low_bit: bool) -> None:
+        self.elements += expected.size
+        self.low_bit = self.low_bit and low_bit
+        if low_bit:
+            # A lattice tensor is scale * level with a positive scale; the levels are what must agree.
+            scale = _scale(expected, found)
+            differs = np.abs(expected - scale * found) > 1e-3 * scale
+            self.differing += int(differs.sum())
+            self._add_difference(expected, scale * found)
+        else:
+            self._add_difference(expected, found)
+            limit = TOLERANCE * float(np.max(np.abs(expected), initial=0.0))
+            self.differing += int((~(np.abs(expected - found) <= limit) & (expected != found)).sum())
+
+    def _add_difference(self, expected: Array, found: Array) -> None:
+        a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+        # Equal infinities do not differ.
+        difference = np.where(a == b, 0.0, np.abs(a - b))
+        largest = float(np.max(difference, initial=0.0))
+        self.max_diff = largest if np.isnan(largest) else max(self.max_diff, largest)
+        self.max_magnitude = max(self.max_magnitude, float(np.max(np.abs(a), initial=0.0)))
+
+    def _relative(self) -> float:
+        return self.max_diff / self.max_magnitude if self.max_magnitude else self.max_diff
+
+    def output_report(self, name: str) -> OutputReport:
+        ok = self.exact or (not self.low_bit and self._relative() <= TOLERANCE)
+        agree = None if self.rows is None else self.agree
+        return OutputReport(name, self.samples, self.max_diff, self._relative(), agree, self.rows, ok)
+
+    def layer_report(self, entry: Mapping[str, Any]) -> LayerReport:
+        return LayerReport(
+            str(entry["op"]),
+            str(entry["onnx_tensor"]),
+            self.low_bit,
+            self.elements,
+            self.differing,
+            self.max_diff,
+            self._relative(),
+        )
+
+
+def _scale(expected: Array, levels: Array) -> float:
+    """The scale of the lattice: the median of |value / level|, which single flips do not move. Never negative."""
+    usable = (levels != 0) & (expected != 0) & np.isfinite(expected)
+    if not usable.any():
+        return 1.0
+    return float(np.median(np.abs(expected[usable] / levels[usable])))

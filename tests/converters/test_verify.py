@@ -1,0 +1,153 @@
+"""verify: what it reports for equal and for different models, and where it says they part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx_models import floats, parse
+from tac_engine.converters import convert
+from tac_engine.converters.evaluate import ReferenceModel
+from tac_engine.converters.graph import Array
+from tac_engine.converters.verify import VerifyReport, compare, verify
+
+from tac_engine.errors import InvalidInputError
+
+SCALE = np.float32(0.25)
+
+
+def model() -> onnx.ModelProto:
+    """Chain x -> Conv -> c -> sign * 0.25 -> s -> Flatten -> MatMul -> y."""
+    return parse(
+        "c = Conv (x, w) g = Sign (c) s = Mul (g, q) f = Flatten (s) y = MatMul (f, v)",
+        inputs="float[N, 2, 4, 4] x",
+        outputs="float[N, 3] y",
+        constants={"w": floats(5, 2, 3, 3, seed=1), "q": SCALE, "v": floats(20, 3, seed=2)},
+    )
+
+
+class FakeEngine:
+    """An engine that computes the reference, in the engine's layouts, with faults put in on purpose."""
+
+    def __init__(self, flips: int = 0, shift: float = 0.0, logits: float = 0.0) -> None:
+        self.reference = ReferenceModel(model())
+        self.flips, self.shift, self.logits = flips, shift, logits
+        layers = [
+            {"op": "conv", "tensor": "t0", "onnx_tensor": "c", "layout": "nhwc"},
+            {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc"},
+            {"op": "flatten", "tensor": "t2", "onnx_tensor": "f", "layout": "flat", "map_dims": [2, 2, 5]},
+            {"op": "folded", "tensor": "t9", "onnx_tensor": "nowhere", "layout": "plain"},
+        ]
+        self.metadata = json.dumps({"layers": layers})
+
+    def run(self, x: Mapping[str, Array]) -> dict[str, Array]:
+        y = self.reference.run(x)["y"].copy()
+        y[0, 0] += np.float32(self.logits)
+        return {"y": y}
+
+    def intermediates(self, x: Mapping[str, Array]) -> dict[str, Array]:
+        values = self.reference.run(x, intermediates=True)
+        conv = values["c"].transpose(0, 2, 3, 1).copy()
+        conv[0, 0, 0, 0] += np.float32(self.shift)
+        levels = values["g"].transpose(0, 2, 3, 1).copy()
+        levels.reshape(-1)[: self.flips] *= -1
+        return {"t0": conv, "t1": levels, "t2": values["s"].transpose(0, 2, 3, 1).reshape(len(conv), -1).copy()}
+
+
+def report(engine: FakeEngine, samples: int = 40) -> VerifyReport:
+    outputs, layers = compare(engine.reference, engine, {"x": floats(samples, 2, 4, 4)})
+    return VerifyReport("a.onnx", "a.tacbin", samples, "given", 1e-4, outputs, layers)
+
+
+def test_equal_models_agree_in_every_layer() -> None:
+    result = report(FakeEngine())
+    assert result.ok
+    assert result.first_divergence is None
+    assert [layer.op for layer in result.layers] == ["conv", "quantize", "flatten"]
+    assert [layer.low_bit for layer in result.layers] == [False, True, False]
+    assert result.layers[0].elements == 40 * 5 * 4
+    output = result.outputs[0]
+    assert (output.samples, output.max_abs_diff, output.top1_agree, output.top1_total) == (40, 0.0, 40, 40)
+    assert "all 3 agree" in str(result)
+
+
+def test_flips_are_counted_in_the_first_layer_that_has_them() -> None:
+    result = report(FakeEngine(flips=3))
+    first = result.first_divergence
+    assert first is not None
+    # Three flips in each of the three blocks of at most 16 samples.
+    assert (first.op, first.onnx_tensor, first.low_bit, first.elements_differing) == ("quantize", "s", True, 9)
+    assert first.max_abs_diff == pytest.approx(0.5)
+    assert result.flips == 9
+    assert "9 of 800 elements flipped" in str(result)
+
+
+def test_floats_beyond_the_tolerance_are_the_first_difference() -> None:
+    largest = float(np.abs(ReferenceModel(model()).run({"x": floats(16, 2, 4, 4)}, intermediates=True)["c"]).max())
+    assert report(FakeEngine(shift=0.5e-4 * largest), 16).first_divergence is None
+    first = report(FakeEngine(shift=2e-4 * largest), 16).first_divergence
+    assert first is not None
+    assert (first.op, first.elements_differing) == ("conv", 1)
+
+
+def test_output_difference_and_top1() -> None:
+    result = report(FakeEngine(logits=100.0), 16)
+    output = result.outputs[0]
+    assert not result.ok
+    assert output.max_abs_diff == pytest.approx(100, rel=1e-5)
+    assert output.top1_agree is not None
+    assert output.top1_agree >= 15
+    assert "DIFFERS" in str(result)
+
+
+def test_nan_is_a_difference() -> None:
+    assert not report(FakeEngine(logits=float("nan")), 16).ok
+
+
+def test_report_is_plain_data() -> None:
+    data: dict[str, Any] = json.loads(json.dumps(report(FakeEngine(flips=1)).to_json()))
+    assert data["ok"] is True
+    assert data["first_divergence"]["op"] == "quantize"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    source, target = tmp_path / "m.onnx", tmp_path / "m.tacbin"
+    onnx.save(model(), source)
+    convert(source, target)
+    return source, target
+
+
+def test_converted_model_is_verified(files: tuple[Path, Path]) -> None:
+    stages: list[float] = []
+    result = verify(*files, samples=20, progress=lambda _, share: stages.append(share))
+    assert result.ok
+    assert result.samples == 20
+    assert result.first_divergence is None
+    assert any(layer.low_bit for layer in result.layers)
+    assert stages[-1] == 1.0
+
+
+def test_file_of_another_model_is_told_apart(files: tuple[Path, Path], tmp_path: Path) -> None:
+    other = model()
+    other.graph.initializer[0].raw_data = floats(5, 2, 3, 3, seed=9).tobytes()
+    onnx.save(other, tmp_path / "other.onnx")
+    result = verify(tmp_path / "other.onnx", files[1])
+    assert not result.ok
+    first = result.first_divergence
+    assert first is not None
+    assert first.onnx_tensor in ("c", "g", "s")
+
+
+def test_given_data_are_used_and_checked(files: tuple[Path, Path]) -> None:
+    assert verify(*files, data=floats(7, 2, 4, 4)).samples == 7
+    assert verify(*files, data={"x": floats(7, 2, 4, 4)}, samples=3).samples == 3
+    with pytest.raises(InvalidInputError, match=r"shape \['N', 2, 4, 4\] is expected"):
+        verify(*files, data=floats(7, 4, 4, 2))
+    with pytest.raises(InvalidInputError, match="samples is 0"):
+        verify(*files, samples=0)
