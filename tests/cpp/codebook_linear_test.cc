@@ -143,6 +143,13 @@ TEST_P(CodebookLinearF32, WritesOnlyTheRowsAskedFor) {
   }
 }
 
+TEST_P(CodebookLinearF32, AgreesWithReferenceOverMoreRowsThanAChunk) {
+  for (const std::size_t batch : {1, 5}) {
+    check_all({.batch = batch, .inputs = 4000, .outputs = 150});
+    check_all({.batch = batch, .inputs = 4000, .outputs = 150, .row_begin = 3, .row_end = 149});
+  }
+}
+
 // Every code at every position of a run, with x of a single 1: reads back the table exactly.
 TEST_P(CodebookLinearF32, DecodesEveryCodeAtEveryPosition) {
   GuardedBuffer<float> table(16);

@@ -16,21 +16,24 @@
 namespace tac::kernels::avx2 {
 namespace {
 
+constexpr std::size_t kChunkBytes = 256 * 1024;
 constexpr std::size_t kRunBytes = kCodebookKAlign / 2;
-constexpr std::size_t kRunMaskBytes = kCodebookKAlign / 8;
+constexpr std::size_t kRunMaskWords = kCodebookKAlign / 32;
 
 struct Rows {
   const std::uint8_t* codes;
-  const std::uint8_t* mask;  // the words of the contract, little end first, read 8 bits at a time
+  const std::uint32_t* mask;
   std::size_t code_step, mask_step, in_features;
   const float* table;
 };
 
-// Lane d is all ones where bit d is set.
-static inline __m256 lanes_of_bits(unsigned bits) {
-  const __m256i bit_of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  const __m256i picked = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), bit_of_lane);
-  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(picked, bit_of_lane));
+// w where bit first_bit + d of `word` is set for lane d, else 0: the bit is shifted to the lane's
+// sign, which chooses.
+static inline __m256 keep_where_set(__m256 w, std::uint32_t word, int first_bit) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(word)),
+                                         _mm256_sub_epi32(_mm256_set1_epi32(31 - first_bit), lane));
+  return _mm256_blendv_ps(_mm256_setzero_ps(), w, _mm256_castsi256_ps(bits));
 }
 
 // `x` is that of the run's first k.
@@ -57,16 +60,14 @@ static inline void add_run(const Rows& r, std::size_t run, __m256 table_low, __m
         __m256 w = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table_low, index),
                                     _mm256_permutevar8x32_ps(table_high, index),
                                     _mm256_castsi256_ps(choice));
-        if constexpr (kMasked || kTail) {
-          unsigned nonzero = 0xFF;
-          if constexpr (kMasked)
-            nonzero = r.mask[i * r.mask_step + run * kRunMaskBytes + k_in_run / 8];
-          if constexpr (kTail) {
-            const std::size_t k = run * kCodebookKAlign + k_in_run;
-            const std::size_t left = r.in_features > k ? r.in_features - k : 0;
-            if (left < 8) nonzero &= (1U << left) - 1U;
-          }
-          w = _mm256_and_ps(w, lanes_of_bits(nonzero));
+        if constexpr (kMasked) {
+          const std::uint32_t* mask = r.mask + i * r.mask_step + run * kRunMaskWords;
+          w = keep_where_set(w, mask[j / 2], 16 * (j % 2) + 8 * h);
+        }
+        if constexpr (kTail) {
+          const std::size_t k = run * kCodebookKAlign + k_in_run;
+          const std::size_t left = local_min(8, r.in_features > k ? r.in_features - k : 0);
+          w = keep_where_set(w, (1U << left) - 1U, 0);
         }
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) acc[i][n] = _mm256_fmadd_ps(w, xv[n], acc[i][n]);
@@ -114,12 +115,12 @@ static void rows(const CodebookLinearParams& p, std::size_t& row, std::size_t ro
                  std::size_t y_stride) {
   Rows r;
   r.code_step = p.k_padded / 2;
-  r.mask_step = p.k_padded / 8;
+  r.mask_step = p.k_padded / 32;
   r.in_features = p.in_features;
   r.table = p.table;
   for (; row + R <= row_end; row += R) {
     r.codes = p.codes + row * r.code_step;
-    r.mask = kMasked ? reinterpret_cast<const std::uint8_t*>(p.mask) + row * r.mask_step : nullptr;
+    r.mask = kMasked ? p.mask + row * r.mask_step : nullptr;
     tile<R, N, kMasked>(r, p.bias + row, x, x_stride, x_tail, y + row, y_stride);
   }
 }
@@ -159,10 +160,15 @@ static void samples(const CodebookLinearParams& p, const float* x, std::size_t b
 void codebook_linear_f32(const CodebookLinearParams& params, const float* x, std::size_t batch,
                          std::size_t x_stride, std::size_t row_begin, std::size_t row_end, float* y,
                          std::size_t y_stride) {
-  if (params.mask == nullptr) {
-    samples<false>(params, x, batch, x_stride, row_begin, row_end, y, y_stride);
-  } else {
-    samples<true>(params, x, batch, x_stride, row_begin, row_end, y, y_stride);
+  // All samples pass over the codes of a chunk of rows while the level-2 cache holds them.
+  const std::size_t chunk = local_max(4, kChunkBytes / (params.k_padded / 2) / 4 * 4);
+  for (std::size_t row = row_begin; row < row_end; row += chunk) {
+    const std::size_t chunk_end = local_min(row + chunk, row_end);
+    if (params.mask == nullptr) {
+      samples<false>(params, x, batch, x_stride, row, chunk_end, y, y_stride);
+    } else {
+      samples<true>(params, x, batch, x_stride, row, chunk_end, y, y_stride);
+    }
   }
 }
 

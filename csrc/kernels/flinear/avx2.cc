@@ -14,6 +14,10 @@ namespace tac::kernels::avx2 {
 namespace {
 
 constexpr std::size_t kChunk = 256;  // 16 KiB of weights
+// The first tile over a chunk waits for memory, the others do not: 8192 -> 1024, batch 8, takes 1.4
+// instead of 2.1 ms on a Zen 5 with it. May point past the weights; a prefetch there does nothing.
+constexpr std::size_t kPrefetch = 64 * kLinearBlock;
+constexpr std::size_t kMaxSamples = 6;
 
 struct Tile {
   const float* w;  // block 0, first k of the chunk
@@ -60,6 +64,7 @@ static inline void tile(const Tile& t, const float* x, float* y) {
   }
   const float* w = t.w;
   for (std::size_t k = 0; k < t.n_k; ++k) {
+    if constexpr (B == 1) _mm_prefetch(w + kPrefetch, _MM_HINT_T0);
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
       const __m256 w0 = _mm256_load_ps(w + b * t.w_block_step);
@@ -92,7 +97,7 @@ static void blocks(const LinearParams& params, std::size_t block, const float* x
   t.y_stride = y_stride;
   t.last_outputs = local_min(kLinearBlock, params.out_features - (block + B - 1) * kLinearBlock);
   // A batch that fits one tile has nothing to gain from chunks.
-  const std::size_t chunk = batch <= 6 ? params.in_features : kChunk;
+  const std::size_t chunk = batch <= kMaxSamples ? params.in_features : kChunk;
   for (std::size_t k = 0; k < params.in_features; k += chunk) {
     t.w = params.weights + block * t.w_block_step + k * kLinearBlock;
     t.n_k = local_min(chunk, params.in_features - k);
@@ -102,14 +107,21 @@ static void blocks(const LinearParams& params, std::size_t block, const float* x
     if constexpr (B > 1) {
       tile<1, B>(t, xk, yb);
     } else {
-      std::size_t n = 0;
-      for (; n + 6 <= batch; n += 6) tile<6, B>(t, xk + n * x_stride, yb + n * y_stride);
-      switch (batch - n) {
-        case 5: tile<5, B>(t, xk + n * x_stride, yb + n * y_stride); break;
-        case 4: tile<4, B>(t, xk + n * x_stride, yb + n * y_stride); break;
-        case 3: tile<3, B>(t, xk + n * x_stride, yb + n * y_stride); break;
-        case 2: tile<2, B>(t, xk + n * x_stride, yb + n * y_stride); break;
-        case 1: tile<1, B>(t, xk + n * x_stride, yb + n * y_stride); break;
+      for (std::size_t n = 0; n < batch;) {
+        // Tiles of about equal size: 8 samples are 4 + 4, not 6 + 2.
+        const std::size_t left = batch - n;
+        const std::size_t size = local_ceil_div(left, local_ceil_div(left, kMaxSamples));
+        const float* xn = xk + n * x_stride;
+        float* yn = yb + n * y_stride;
+        switch (size) {
+          case 6: tile<6, B>(t, xn, yn); break;
+          case 5: tile<5, B>(t, xn, yn); break;
+          case 4: tile<4, B>(t, xn, yn); break;
+          case 3: tile<3, B>(t, xn, yn); break;
+          case 2: tile<2, B>(t, xn, yn); break;
+          case 1: tile<1, B>(t, xn, yn); break;
+        }
+        n += size;
       }
     }
   }
