@@ -9,6 +9,7 @@ constinit const KernelTable table = {
     .quantize_f32_bits = quantize_f32_bits,
     .dequantize_bits_f32 = dequantize_bits_f32,
     .scale_i32_f32 = scale_i32_f32,
+    .bit_pool_bits = bit_pool_bits,
     .codebook_linear_f32 = codebook_linear_f32,
     .linear_f32 = linear_f32,
     .conv_f32 = conv_f32,

@@ -1,8 +1,6 @@
 // Max pooling on packed codes, 32 channels a word, bit-serial. Contract in bit_pool.h.
 // Linear codes a and b are compared from the most significant plane down:
 //   greater |= undecided & a & ~b;   undecided &= ~(a ^ b)
-// Pooling is a few words per output and never worth wider registers beside the convolution in front
-// of it.
 #include "kernels/backend_local.h"
 #include "kernels/kernel_table.h"
 

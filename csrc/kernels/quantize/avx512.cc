@@ -30,58 +30,82 @@ static inline __mmask16 valid_lanes(std::size_t channels, std::size_t first) {
   return left >= 16 ? static_cast<__mmask16>(0xFFFF) : static_cast<__mmask16>((1U << left) - 1U);
 }
 
+struct Codes {
+  __m512i of_index;      // 16 lanes
+  __m512i all;           // n_thresholds
+  std::uint32_t invert;  // of a sign
+};
+
+// One word of channels, of which those in the masks exist. kPlanes = 0 is the sign: one threshold,
+// one plane and two different codes.
+template <std::size_t kPlanes, class T>
+static inline void quantize_word(const QuantizeParams<T>& p, const Codes& codes, const T* x,
+                                 const T* thresholds, std::uint32_t flip, __mmask16 low_valid,
+                                 __mmask16 high_valid, std::uint32_t* out,
+                                 std::size_t plane_stride) {
+  const auto low = load(x, low_valid);
+  const auto high = load(x + 16, high_valid);
+  if constexpr (kPlanes == 0) {
+    const auto bits = static_cast<std::uint32_t>(
+        _mm512_kunpackw(reaches(high, thresholds + 16), reaches(low, thresholds)));
+    *out = (bits ^ flip ^ codes.invert) &
+           (static_cast<std::uint32_t>(low_valid) | static_cast<std::uint32_t>(high_valid) << 16);
+  } else {
+    const __m512i one = _mm512_set1_epi32(1);
+    __m512i low_n = _mm512_setzero_si512(), high_n = _mm512_setzero_si512();
+    for (std::size_t t = 0; t < p.n_thresholds; ++t, thresholds += p.threshold_stride) {
+      low_n = _mm512_mask_add_epi32(low_n, reaches(low, thresholds), low_n, one);
+      high_n = _mm512_mask_add_epi32(high_n, reaches(high, thresholds + 16), high_n, one);
+    }
+    low_n = _mm512_mask_sub_epi32(low_n, static_cast<__mmask16>(flip), codes.all, low_n);
+    high_n = _mm512_mask_sub_epi32(high_n, static_cast<__mmask16>(flip >> 16), codes.all, high_n);
+    const __m512i low_code = _mm512_permutexvar_epi32(low_n, codes.of_index);
+    const __m512i high_code = _mm512_permutexvar_epi32(high_n, codes.of_index);
+#pragma GCC unroll 4
+    for (std::size_t i = 0; i < kPlanes; ++i) {
+      const __m512i bit = _mm512_set1_epi32(1 << i);
+      out[i * plane_stride] = static_cast<std::uint32_t>(
+          _mm512_kunpackw(_mm512_mask_test_epi32_mask(high_valid, high_code, bit),
+                          _mm512_mask_test_epi32_mask(low_valid, low_code, bit)));
+    }
+  }
+}
+
+template <std::size_t kPlanes, class T>
+static inline void quantize_planes(const QuantizeParams<T>& p, const T* x, std::size_t n_rows,
+                                   std::size_t x_stride, std::uint32_t* out, std::size_t out_stride,
+                                   std::size_t plane_stride) {
+  alignas(64) std::int32_t table[16] = {};
+  for (std::size_t i = 0; i <= p.n_thresholds; ++i) table[i] = p.code_of_index[i];
+  const Codes codes{_mm512_load_si512(table), _mm512_set1_epi32(static_cast<int>(p.n_thresholds)),
+                    p.code_of_index[0] != 0 ? ~std::uint32_t{0} : 0};
+  const std::size_t n_whole = p.channels / 32;
+  const __mmask16 low_valid = valid_lanes(p.channels, n_whole * 32);
+  const __mmask16 high_valid = valid_lanes(p.channels, n_whole * 32 + 16);
+  for (std::size_t row = 0; row < n_rows; ++row, x += x_stride, out += out_stride) {
+    for (std::size_t word = 0; word < n_whole; ++word) {
+      quantize_word<kPlanes>(p, codes, x + word * 32, p.thresholds + word * 32, p.flip[word],
+                             0xFFFF, 0xFFFF, out + word, plane_stride);
+    }
+    if (low_valid != 0) {
+      quantize_word<kPlanes>(p, codes, x + n_whole * 32, p.thresholds + n_whole * 32,
+                             p.flip[n_whole], low_valid, high_valid, out + n_whole, plane_stride);
+    }
+  }
+}
+
 template <class T>
 static inline void quantize_rows(const QuantizeParams<T>& p, const T* x, std::size_t n_rows,
                                  std::size_t x_stride, std::uint32_t* out, std::size_t out_stride,
                                  std::size_t plane_stride) {
-  const std::size_t n_words = local_ceil_div(p.channels, 32);
-  if (p.n_thresholds == 1 && p.n_planes == 1) {
-    const std::uint32_t invert = p.code_of_index[0] != 0 ? ~std::uint32_t{0} : 0;
-    const bool constant = p.code_of_index[0] == p.code_of_index[1];
-    for (std::size_t row = 0; row < n_rows; ++row, x += x_stride, out += out_stride) {
-      for (std::size_t word = 0; word < n_words; ++word) {
-        const std::size_t c = word * 32;
-        const __mmask16 low = valid_lanes(p.channels, c), high = valid_lanes(p.channels, c + 16);
-        std::uint32_t bits = reaches(load(x + c, low), p.thresholds + c);
-        if (high != 0)
-          bits |= static_cast<std::uint32_t>(reaches(load(x + c + 16, high), p.thresholds + c + 16))
-                  << 16;
-        bits = constant ? invert : bits ^ p.flip[word] ^ invert;
-        out[word] =
-            bits & (static_cast<std::uint32_t>(low) | static_cast<std::uint32_t>(high) << 16);
-      }
-    }
-    return;
+  if (p.n_thresholds == 1 && p.n_planes == 1 && p.code_of_index[0] != p.code_of_index[1]) {
+    return quantize_planes<0>(p, x, n_rows, x_stride, out, out_stride, plane_stride);
   }
-  alignas(64) std::int32_t table[16] = {};
-  for (std::size_t i = 0; i <= p.n_thresholds; ++i) table[i] = p.code_of_index[i];
-  const __m512i codes = _mm512_load_si512(table);
-  const __m512i one = _mm512_set1_epi32(1),
-                all = _mm512_set1_epi32(static_cast<int>(p.n_thresholds));
-  for (std::size_t row = 0; row < n_rows; ++row, x += x_stride, out += out_stride) {
-    for (std::size_t word = 0; word < n_words; ++word) {
-      std::uint32_t planes[4] = {0, 0, 0, 0};
-      for (std::size_t half = 0; half < 2; ++half) {
-        const std::size_t c = word * 32 + half * 16;
-        const __mmask16 valid = valid_lanes(p.channels, c);
-        if (valid == 0) break;
-        const auto values = load(x + c, valid);
-        __m512i n = _mm512_setzero_si512();
-        for (std::size_t t = 0; t < p.n_thresholds; ++t) {
-          n = _mm512_mask_add_epi32(n, reaches(values, p.thresholds + t * p.threshold_stride + c),
-                                    n, one);
-        }
-        const __mmask16 flip = static_cast<__mmask16>(p.flip[word] >> (half * 16));
-        n = _mm512_mask_sub_epi32(n, flip, all, n);
-        const __m512i code = _mm512_permutexvar_epi32(n, codes);
-        for (std::size_t i = 0; i < p.n_planes; ++i) {
-          const __mmask16 bits =
-              _mm512_mask_test_epi32_mask(valid, code, _mm512_set1_epi32(1 << i));
-          planes[i] |= static_cast<std::uint32_t>(bits) << (half * 16);
-        }
-      }
-      for (std::size_t i = 0; i < p.n_planes; ++i) out[i * plane_stride + word] = planes[i];
-    }
+  switch (p.n_planes) {
+    case 1: return quantize_planes<1>(p, x, n_rows, x_stride, out, out_stride, plane_stride);
+    case 2: return quantize_planes<2>(p, x, n_rows, x_stride, out, out_stride, plane_stride);
+    case 3: return quantize_planes<3>(p, x, n_rows, x_stride, out, out_stride, plane_stride);
+    default: return quantize_planes<4>(p, x, n_rows, x_stride, out, out_stride, plane_stride);
   }
 }
 
