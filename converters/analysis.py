@@ -64,7 +64,7 @@ def _bias(graph: Graph, node: Node, outputs: int) -> Array | str:
     bias = graph.constants[node.inputs[2]].astype(np.float32)
     if bias.size not in (1, outputs):
         return f"its bias has shape {list(bias.shape)}, expected [{outputs}]"
-    return np.broadcast_to(bias.reshape(-1), (outputs,)).copy()
+    return np.array(np.broadcast_to(bias.reshape(-1), (outputs,)))
 
 
 @dataclass(frozen=True)

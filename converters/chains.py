@@ -183,6 +183,7 @@ class Steps:
 
     ``thresholds`` [C or 1, T] ascending: ``n = count(x >= t)``, ``index = T - n if descending else n``. int64 on an
     accumulator, float32 on a float root. ``take_min``: channels whose part behind the chain's MaxPool descends.
+    ``values`` [L] float32 are what the chain gives at each level, to the bit.
     """
 
     chain: Chain
@@ -190,6 +191,7 @@ class Steps:
     thresholds: Array
     descending: Array
     take_min: Array
+    values: Array
 
 
 def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: Array) -> Steps | str:
@@ -233,7 +235,7 @@ def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: 
         first = np.argmax(reached, axis=0)
         values_at = np.where(first == 0, np.iinfo(np.int32).min, integers[first])
         thresholds[:, step] = np.where(reached.any(axis=0), values_at, np.iinfo(np.int32).max)
-    return Steps(chain, levels, thresholds, descending, take_min)
+    return Steps(chain, levels, thresholds, descending, take_min, _values_of(levels, outputs))
 
 
 def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels: int) -> tuple[Graph, Chain]:
@@ -328,6 +330,7 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
     intervals = [[(int(grid[i]), int(grid[i + 1])) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
     start_level = [[int(at_grid[i, c]) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
     end_level = [[int(at_grid[i + 1, c]) for i in np.flatnonzero(moves[:, c])] for c in range(channels)]
+    seen_values: list[Array] = []
     for _ in range(2 * MAX_LEVELS):
         width = max(len(row) for row in intervals)
         if width == 0:
@@ -344,7 +347,9 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
             changed = _round(levels, values) != start
             high = np.where(changed, middle, high)
             low = np.where(changed, low, middle)
-        reached = _round(levels, outputs_at(high))
+        reached_values = outputs_at(high)
+        seen_values.append(reached_values.ravel())
+        reached = _round(levels, reached_values)
         for c, row in enumerate(intervals):
             rest: list[tuple[tuple[int, int], int, int]] = []
             for i, (_, end) in enumerate(row):
@@ -372,8 +377,16 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
             threshold = -np.inf if key < -_TOP_KEY else _from_key(np.asarray([key]))[0]
             thresholds[c, position:target] = threshold
             position = target
-    result = Steps(chain, levels, thresholds, descending, np.zeros(channels, bool))
+    values = _values_of(levels, np.concatenate([sampled.ravel(), *seen_values]))
+    result = Steps(chain, levels, thresholds, descending, np.zeros(channels, bool), values)
     return result if _confirmed(result, outputs_at, channels) else "not a step function everywhere"
+
+
+def _values_of(levels: Levels, outputs: Array) -> Array:
+    """One of ``outputs`` for each level."""
+    flat = outputs.ravel()
+    at = _round(levels, flat)
+    return np.asarray([flat[np.argmax(at == level)] for level in levels.levels], np.float32)
 
 
 def _round(levels: Levels, values: Array) -> Array:

@@ -14,7 +14,7 @@ _KMEANS_ROUNDS = 100
 
 @dataclass(frozen=True)
 class Codebook:
-    """File layout of a codebook layer (csrc/ir/ops.h, CodebookLinear); no ``bitmap`` where every position has a code."""
+    """File layout of a codebook layer (csrc/ir/ops.h); no ``bitmap`` where every position has a code."""
 
     code_bits: int
     values: Array  # float32, at most 2**code_bits

@@ -151,4 +151,4 @@ def _per_channel(name: str, value: Sequence[float] | float | None, default: floa
     values = np.asarray(default if value is None else value, np.float32).reshape(-1)
     if values.size not in (1, channels) or not np.all(np.isfinite(values)):
         raise InvalidInputError(f"{name} must be 1 or {channels} finite values, got {values.tolist()}")
-    return np.broadcast_to(values, (channels,)).copy()
+    return np.array(np.broadcast_to(values, (channels,)))

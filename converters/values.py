@@ -116,7 +116,7 @@ def encode_levels(levels: tuple[int, ...]) -> Encoding | None:
 
 # Sign planes whose signed sum, divided by 2, reaches every integer from -m to m: the subset sums of the coefficients
 # cover 0..2m.
-_SYMMETRIC_COEFS = {
+_SYMMETRIC_COEFS: dict[int, tuple[int, ...]] = {
     1: (1, 1),
     2: (1, 1, 2),
     3: (1, 2, 3),
@@ -125,6 +125,10 @@ _SYMMETRIC_COEFS = {
     6: (1, 2, 4, 5),
     7: (1, 2, 4, 7),
 }
+
+
+# The same without a division, for odd levels only.
+_ODD_COEFS: dict[int, tuple[int, ...]] = {1: (1,), 3: (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class WeightLattice:
         """(coefficients, shift, sign bits per plane): ``level = sum(coef * (1 - 2 * bit)) / 2**shift``."""
         top = max(abs(value) for value in self.values)
         if all(value % 2 != 0 for value in self.values) and top <= 3:
-            coefs, shift = ((1,), 0) if top == 1 else ((1, 2), 0)
+            coefs, shift = _ODD_COEFS[top], 0
         else:
             coefs, shift = _SYMMETRIC_COEFS[top], 1
         # level * 2**shift + sum(coefs) = 2 * (sum of the coefficients whose sign is +1)

@@ -38,11 +38,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredBits:
-    """A packed tensor: ``dims`` is [H, W, C] or [C]; ``axis`` is the channel axis of the ONNX tensor it holds."""
+    """A packed tensor: ``dims`` is [H, W, C] or [C]; ``text`` names its bits in the report."""
 
     tensor: int
     dims: tuple[int, ...]
     encoding: Encoding
+    text: str
 
 
 class Emitter:
@@ -72,15 +73,29 @@ class Emitter:
         holds: str = "",
         layout: str = "plain",
         origin: str = "",
+        helper: bool = False,
+        map_dims: tuple[int, int, int] | None = None,
     ) -> int:
-        """Adds an op and its output tensor; ``holds`` is the ONNX tensor that the output equals, if any."""
+        """Adds an op and its output tensor.
+
+        ``holds`` is the ONNX tensor that the output equals, if any, stored in ``layout`` ("flat": of ``map_dims``). A
+        ``helper`` op only prepares or hands on what the
+        node's own op computes; it does not take the node's name.
+        """
         tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
         spec = None if encoding is None else encoding.spec()
         tensor: int = self.writer.add_tensor(tensor_name, list(dims), dtype=dtype, encoding=spec)
-        name = self.unique(node.name or node.output)
+        name = self.unique((node.name or node.output) + (f"/{kind}" if helper else ""))
         self.writer.add_op(kind, {**fields, "output": tensor}, name, origin or f"{node.op} {node.name}")
         if holds:
-            self.layers.append({"op": name, "tensor": tensor_name, "onnx_tensor": holds, "layout": layout})
+            layer = {
+                "op": name,
+                "tensor": tensor_name,
+                "onnx_tensor": holds,
+                "layout": layout,
+                "low_bit": dtype == "bits",
+            }
+            self.layers.append(layer if map_dims is None else {**layer, "map_dims": list(map_dims)})
         return tensor
 
     def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:
@@ -116,16 +131,18 @@ class Emitter:
         height, width, channels = stored.dims if stored.layout == "nhwc" else stored.map_dims
         as_map = stored.tensor
         if stored.layout == "flat":
-            as_map = self.op("reshape", node, {"input": stored.tensor}, stored.map_dims)
+            as_map = self.op("reshape", node, {"input": stored.tensor}, stored.map_dims, helper=True)
         dims = (channels, height, width)
         last = holds if stored.layout == "nhwc" else ""
         if height == 1 and width == 1:
-            chw = self.op("reshape", node, {"input": as_map}, dims, holds=last)
+            chw = self.op("reshape", node, {"input": as_map}, dims, holds=last, helper=True)
         else:
-            chw = self.op("transpose", node, {"input": as_map, "perm": [2, 0, 1]}, dims, holds=last)
+            fields = {"input": as_map, "perm": [2, 0, 1]}
+            chw = self.op("transpose", node, fields, dims, holds=last, helper=True)
         if stored.layout == "nhwc":
             return Stored(chw, dims)
-        return Stored(self.op("reshape", node, {"input": chw}, stored.dims, holds=holds), stored.dims)
+        flat = self.op("reshape", node, {"input": chw}, stored.dims, holds=holds, helper=True)
+        return Stored(flat, stored.dims)
 
     def nhwc(self, stored: Stored, node: Node) -> Stored:
         """An ONNX [N, C, H, W] as [H, W, C]."""
@@ -134,12 +151,13 @@ class Emitter:
         channels, height, width = stored.dims
         dims = (height, width, channels)
         if (height == 1 and width == 1) or channels == 1:
-            return Stored(self.op("reshape", node, {"input": stored.tensor}, dims), dims, "nhwc")
+            return Stored(self.op("reshape", node, {"input": stored.tensor}, dims, helper=True), dims, "nhwc")
         fields = {"input": stored.tensor, "perm": [1, 2, 0]}
-        return Stored(self.op("transpose", node, fields, dims), dims, "nhwc")
+        return Stored(self.op("transpose", node, fields, dims, helper=True), dims, "nhwc")
 
 
 def feature_order(map_dims: tuple[int, int, int]) -> Array:
     """For "flat" storage: ONNX feature number (C, H, W order) of each stored position (H, W, C order)."""
     height, width, channels = map_dims
-    return np.arange(height * width * channels).reshape(channels, height, width).transpose(1, 2, 0).ravel()
+    order: Array = np.arange(height * width * channels).reshape(channels, height, width)
+    return order.transpose(1, 2, 0).reshape(-1)

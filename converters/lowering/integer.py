@@ -48,7 +48,7 @@ def bits_of(lowering: Lowering, tensor: str, node: Node) -> StoredBits:
         if axis != rank - 1:
             raise NotLowered(node, f"its per-channel constants are on axis {axis}, expected 1 or the last")
     fields = {"input": stored.tensor, "thresholds": _expand(steps, encoding, -np.inf, np.inf), **_descending(steps)}
-    return _emit_quantize(lowering, node, fields, stored.dims, encoding)
+    return _emit_quantize(lowering, node, fields, stored.dims, steps, encoding)
 
 
 def _expand(steps: Steps, encoding: Encoding, lowest: float, highest: float) -> Array:
@@ -71,33 +71,35 @@ def _descending(steps: Steps) -> dict[str, Any]:
 
 
 def _emit_quantize(
-    lowering: Lowering, node: Node, fields: dict[str, Any], dims: tuple[int, ...], encoding: Encoding
+    lowering: Lowering, node: Node, fields: dict[str, Any], dims: tuple[int, ...], steps: Steps, encoding: Encoding
 ) -> StoredBits:
     emit = lowering.emit
     tensor = emit.op(
         "quantize", node, fields, dims, dtype="bits", encoding=encoding, holds=node.output, layout=_layout(dims)
     )
-    note = "a zero is kept: its plane is read only where one occurs" if encoding.kind == "sign_zero" else ""
-    emit.row(
-        node, "quantize", "quantizer", dims, f"- x {activation_bits(encoding)}", 0, fields["thresholds"].nbytes, note
-    )
-    return StoredBits(tensor, dims, encoding)
+    text = activation_bits(steps, encoding)
+    emit.row(node, "quantize", "quantizer", dims, f"- x {text}", 0, fields["thresholds"].nbytes, _zero_note(text))
+    return StoredBits(tensor, dims, encoding, text)
 
 
 def _layout(dims: tuple[int, ...]) -> str:
     return "nhwc" if len(dims) == 3 else "plain"
 
 
-def activation_bits(encoding: Encoding) -> str:
-    if encoding == BINARY:
-        return "1"
-    return "1 (+ zero)" if encoding.kind == "sign_zero" else str(encoding.planes)
+def activation_bits(steps: Steps, encoding: Encoding) -> str:
+    """Bits per activation for the report; "1 (+ zero)" is a Sign that can meet an exact zero."""
+    is_sign = encoding.kind == "sign_zero" and any(node.op == "Sign" for node in steps.chain.nodes)
+    return "1 (+ zero)" if is_sign else str(encoding.planes)
+
+
+def _zero_note(text: str) -> str:
+    return "sign(0) = 0 is reachable and kept; costs time only where one occurs" if "zero" in text else ""
 
 
 def _quantize_floats(
     lowering: Lowering, mac: IntegerMac, thresholds: Array, steps: Steps, encoding: Encoding, node: Node
 ) -> StoredBits:
-    """Where the layer's floats are wanted too: thresholds become the floats that the layer gives at the integer ones."""
+    """Where the layer's floats are wanted too: a threshold becomes the float that the layer gives at its integer."""
     stored = lowering.float_of(steps.chain.root, node)
     values = mac.root_values()
     position = np.searchsorted(mac.integers, np.clip(thresholds, mac.integers[0], mac.integers[-1]))
@@ -105,7 +107,7 @@ def _quantize_floats(
     floats[thresholds == _INT32.min] = -np.inf
     floats[thresholds == _INT32.max] = np.inf
     fields = {"input": stored.tensor, "thresholds": floats, **_descending(steps)}
-    return _emit_quantize(lowering, node, fields, stored.dims, encoding)
+    return _emit_quantize(lowering, node, fields, stored.dims, steps, encoding)
 
 
 def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, take_min: Array | None) -> StoredBits:
@@ -119,8 +121,8 @@ def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, take_min: Array 
     holds = node.output if take_min is None else ""
     emit = lowering.emit
     tensor = emit.op("bit_pool", node, fields, dims, dtype="bits", encoding=bits.encoding, holds=holds, layout="nhwc")
-    emit.row(node, "bit_pool", "pooling on bits", dims, f"- x {activation_bits(bits.encoding)}", 0, 0)
-    return StoredBits(tensor, dims, bits.encoding)
+    emit.row(node, "bit_pool", "pooling on bits", dims, f"- x {bits.text}", 0, 0)
+    return StoredBits(tensor, dims, bits.encoding, bits.text)
 
 
 def _extend_ceil(fields: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> None:
@@ -213,25 +215,25 @@ def _layer(
     after = packed.nbytes + sum(
         fields[key].nbytes for key in ("thresholds", "scale", "bias", "descending") if key in fields
     )
-    kind = _kind(mac, bits.encoding)
-    note = "" if encoding is None or encoding.kind != "sign_zero" else "sign(0) = 0 is reachable and kept"
-    bits_text = f"{mac.weights.describe().removesuffix('-bit')} x {activation_bits(bits.encoding)}"
+    kind = _kind(mac, bits.text)
+    text = "" if encoding is None or steps is None else activation_bits(steps, encoding)
+    bits_text = f"{mac.weights.describe().removesuffix('-bit')} x {bits.text}"
     before = levels.size * 4 + (mac.bias.nbytes if mac.bias.any() else 0)
-    emit.row(mac.node, "binary_conv", kind, dims, bits_text, before, after, note)
+    emit.row(mac.node, "binary_conv", kind, dims, bits_text, before, after, _zero_note(text))
     if is_flat:
         dims = (out_channels,)
         tensor = emit.op(
-            "reshape", mac.node, {"input": tensor}, dims, dtype=dtype, encoding=encoding, holds=holds, layout="plain"
+            "reshape", mac.node, {"input": tensor}, dims, dtype=dtype, encoding=encoding, holds=holds, helper=True
         )
-    return StoredBits(tensor, dims, encoding or BINARY)
+    return StoredBits(tensor, dims, encoding or BINARY, text)
 
 
-def _kind(mac: IntegerMac, encoding: Encoding) -> str:
+def _kind(mac: IntegerMac, activation: str) -> str:
     shape = "conv" if mac.node.op == "Conv" else "linear"
     weights = mac.weights.describe()
-    if (weights == "1-bit" and encoding.planes == 1) or (encoding.kind == "sign_zero" and weights == "1-bit"):
-        return f"binary {shape}"
-    return f"{'ternary' if weights == 'ternary' else weights} {shape}"
+    if weights == "1-bit":
+        return f"binary {shape}" if activation.startswith("1") else f"1-bit x {activation}-bit {shape}"
+    return f"{weights} {shape}"
 
 
 def _map_rows(lowering: Lowering, levels: Array, bits: StoredBits, source: BitSource) -> Array:
@@ -244,8 +246,8 @@ def _map_rows(lowering: Lowering, levels: Array, bits: StoredBits, source: BitSo
         if move.op == "Reshape":
             break
     if axis == 1:
-        return levels.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-    return levels.reshape(-1, height, width, channels)
+        return np.moveaxis(levels.reshape(-1, channels, height, width), 1, 3)
+    return np.reshape(levels, (-1, height, width, channels))
 
 
 def float_layer(lowering: Lowering, mac: IntegerMac) -> Stored:
@@ -260,12 +262,11 @@ def dequantize(lowering: Lowering, tensor: str, node: Node) -> Stored:
     assert isinstance(steps, Steps)
     bits = lowering.bits[tensor]
     values = np.asarray([[level * steps.levels.scale for level in bits.encoding.levels]], np.float32)
+    values[0, [bits.encoding.levels.index(level) for level in steps.levels.levels]] = steps.values
     producer = lowering.graph.producer(tensor) or node
     four = len(bits.dims) == 3
     emit = lowering.emit
     made = emit.op("dequantize", producer, {"input": bits.tensor, "values": values}, bits.dims)
-    emit.row(
-        producer, "dequantize", "unpack to float", bits.dims, f"- x {activation_bits(bits.encoding)}", 0, values.nbytes
-    )
+    emit.row(producer, "dequantize", "unpack to float", bits.dims, f"- x {bits.text}", 0, values.nbytes)
     nhwc = four and steps.chain.result_axis == 1
     return Stored(made, bits.dims, "nhwc" if nhwc else "plain")

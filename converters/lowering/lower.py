@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ...errors import UnsupportedModelError
-from ..analysis import ELEMENTWISE, FLOAT_ELEMENTWISE, MAC_OPS, Analysis
-from ..chains import Steps
+from ..analysis import FLOAT_ELEMENTWISE, MAC_OPS, Analysis
+from ..chains import ELEMENTWISE, Steps
 from ..graph import Array, Node, Offender, Shape, describe_offenders
 from . import floats, integer, macs, moves
 from .emitter import Emitter, NotLowered, Stored, StoredBits
@@ -81,7 +81,7 @@ class Lowering:
             return self.emit.plain(stored, node, holds=name).tensor
         if named:
             return stored.tensor
-        return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name)
+        return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name, helper=True)
 
     def _needed(self) -> list[Node]:
         wanted = set(self.graph.outputs)

@@ -39,9 +39,11 @@ def reshape(lowering: Lowering, node: Node) -> Stored:
     dims = lowering.dims(node.output)
     emit = lowering.emit
     if stored.layout == "nhwc" and len(dims) == 1 and stored.dims[0] * stored.dims[1] > 1 and stored.dims[2] > 1:
-        tensor = emit.op("reshape", node, {"input": stored.tensor}, dims, holds=node.output, layout="flat")
         height, width, channels = stored.dims
-        return Stored(tensor, dims, "flat", (height, width, channels))
+        fields = {"input": stored.tensor}
+        flat = (height, width, channels)
+        tensor = emit.op("reshape", node, fields, dims, holds=node.output, layout="flat", map_dims=flat)
+        return Stored(tensor, dims, "flat", flat)
     stored = emit.plain(stored, node)
     return Stored(emit.op("reshape", node, {"input": stored.tensor}, dims, holds=node.output), dims)
 
@@ -187,8 +189,8 @@ def constant_for(constant: Array, stored: Stored, rank: int, node: Node) -> Arra
     value = constant.astype(np.float32)
     if value.ndim > rank:
         raise NotLowered(node, f"a constant of rank {value.ndim} meets a tensor of rank {rank}")
-    value = value.reshape((1,) * (rank - value.ndim) + value.shape)
-    if value.shape[0] != 1:
+    value = np.reshape(value, (1,) * (rank - value.ndim) + value.shape)
+    if len(value) != 1:
         raise NotLowered(node, "a constant differs from sample to sample of the batch")
     value = value[0]
     if stored.layout == "nhwc":
