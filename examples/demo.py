@@ -58,7 +58,7 @@ def milliseconds(function, argument) -> float:  # type: ignore[no-untyped-def]
 def main() -> int:
     """Run the demonstration and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=ROOT / "models/vgg9b_half_tac.onnx")
+    parser.add_argument("--model", type=Path, default=ROOT / "models/vgg9b_tac.onnx")
     parser.add_argument("--images", type=Path, default=ROOT / "models/cifar10_samples")
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of every picture (default 20)")
     args = parser.parse_args()

@@ -160,4 +160,4 @@ def feature_order(map_dims: tuple[int, int, int]) -> Array:
     """For "flat" storage: ONNX feature number (C, H, W order) of each stored position (H, W, C order)."""
     height, width, channels = map_dims
     order: Array = np.arange(height * width * channels).reshape(channels, height, width)
-    return order.transpose(1, 2, 0).reshape(-1)
+    return np.ravel(np.transpose(order, (1, 2, 0)))

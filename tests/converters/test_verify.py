@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from nets import Net
 from onnx_models import floats, parse
 from tac_engine.converters import convert
 from tac_engine.converters.evaluate import ReferenceModel
@@ -129,8 +130,20 @@ def test_converted_model_is_verified(files: tuple[Path, Path]) -> None:
     assert result.ok
     assert result.samples == 20
     assert result.first_divergence is None
-    assert any(layer.low_bit for layer in result.layers)
+    assert len(result.layers) >= 4
     assert stages[-1] == 1.0
+
+
+def test_packed_layers_are_compared_level_by_level(tmp_path: Path) -> None:
+    net = Net(("N", 4, 6, 6), seed=1)
+    hidden = net.batch_norm(net.conv(net.op("Sign", "x"), net.signs(8, 4, 3, 3), pads=[1, 1, 1, 1]), 8, 6)
+    output = net.op("MatMul", net.op("Flatten", net.op("Sign", hidden)), net.constant(net.signs(288, 3)))
+    source, target = tmp_path / "m.onnx", tmp_path / "m.tacbin"
+    onnx.save(net.model(output), source)
+    convert(source, target)
+    result = verify(source, target, samples=20)
+    assert result.ok
+    assert [layer.low_bit for layer in result.layers] == [True, True, False]
 
 
 def test_file_of_another_model_is_told_apart(files: tuple[Path, Path], tmp_path: Path) -> None:

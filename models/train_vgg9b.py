@@ -518,7 +518,7 @@ def check_export(path: Path, model: Vgg9, test: tuple[Tensor, Tensor]) -> dict[s
 def export_all(model: Vgg9, out: Path, test: tuple[Tensor, Tensor]) -> list[dict[str, Any]]:
     """Write both exports and return what the checks on them found."""
     results = []
-    for name, dynamo in (("vgg9b_half_tac.onnx", True), ("vgg9b_half_tac_legacy.onnx", False)):
+    for name, dynamo in (("vgg9b_tac.onnx", True), ("vgg9b_tac_legacy.onnx", False)):
         export_onnx(model, out / name, dynamo)
         strip_stack_traces(out / name)
         results.append(check_export(out / name, model, test))
