@@ -216,7 +216,7 @@ Graph parse(std::span<const std::byte> file) {
     throw Error(ErrorCode::kBadHeader, "header of " + std::to_string(header_bytes) +
                                            " bytes, expected " + std::to_string(kHeaderBytes));
   }
-  const auto file_bytes = get<std::uint64_t>(file, 24);
+  const auto file_bytes = get<std::uint64_t>(file, kFileBytesOffset);
   if (file_bytes > file.size()) {
     throw Error(ErrorCode::kTruncated, "the file has " + std::to_string(file.size()) +
                                            " bytes, its header says " + std::to_string(file_bytes));
@@ -229,8 +229,8 @@ Graph parse(std::span<const std::byte> file) {
   if (checksum(file.subspan(kChecksummedFrom)) != stored) {
     throw Error(ErrorCode::kBadChecksum, "the file was changed or damaged after it was written");
   }
-  const auto structure_bytes = get<std::uint64_t>(file, 32);
-  const auto blob_offset = get<std::uint64_t>(file, 40);
+  const auto structure_bytes = get<std::uint64_t>(file, kStructureBytesOffset);
+  const auto blob_offset = get<std::uint64_t>(file, kBlobSectionOffset);
   if (structure_bytes > file.size() - kHeaderBytes) {
     throw Error(ErrorCode::kBadHeader, "structure of " + std::to_string(structure_bytes) +
                                            " bytes in a file of " + std::to_string(file.size()));

@@ -34,6 +34,9 @@ inline constexpr std::uint32_t kFormatVersion = 1;
 inline constexpr std::size_t kHeaderBytes = 64;
 inline constexpr std::size_t kChecksumOffset = 16;
 inline constexpr std::size_t kChecksummedFrom = 24;
+inline constexpr std::size_t kFileBytesOffset = 24;
+inline constexpr std::size_t kStructureBytesOffset = 32;
+inline constexpr std::size_t kBlobSectionOffset = 40;
 inline constexpr std::size_t kBlobAlignment = 64;
 inline constexpr std::size_t kMaxRank = 8;
 

@@ -130,9 +130,9 @@ std::vector<std::byte> serialize(const Graph& graph) {
   std::memcpy(bytes.data(), kMagic, sizeof(kMagic));
   put(bytes, 8, kFormatVersion);
   put(bytes, 12, static_cast<std::uint32_t>(kHeaderBytes));
-  put(bytes, 24, static_cast<std::uint64_t>(bytes.size()));
-  put(bytes, 32, static_cast<std::uint64_t>(structure_bytes));
-  put(bytes, 40, static_cast<std::uint64_t>(blob_offset));
+  put(bytes, kFileBytesOffset, static_cast<std::uint64_t>(bytes.size()));
+  put(bytes, kStructureBytesOffset, static_cast<std::uint64_t>(structure_bytes));
+  put(bytes, kBlobSectionOffset, static_cast<std::uint64_t>(blob_offset));
   put(bytes, kChecksumOffset, checksum(std::span(bytes).subspan(kChecksummedFrom)));
   return bytes;
 }
