@@ -90,6 +90,7 @@ class Emitter:
         if holds:
             layer = {
                 "op": name,
+                "kind": kind,
                 "tensor": tensor_name,
                 "onnx_tensor": holds,
                 "layout": layout,

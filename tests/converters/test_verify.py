@@ -35,12 +35,12 @@ def model() -> onnx.ModelProto:
 class FakeEngine:
     """An engine that computes the reference, in the engine's layouts, with faults put in on purpose."""
 
-    def __init__(self, flips: int = 0, shift: float = 0.0, logits: float = 0.0) -> None:
+    def __init__(self, flips: int = 0, shift: float = 0.0, logits: float = 0.0, kind: str = "") -> None:
         self.reference = ReferenceModel(model())
         self.flips, self.shift, self.logits = flips, shift, logits
         layers = [
             {"op": "conv", "tensor": "t0", "onnx_tensor": "c", "layout": "nhwc"},
-            {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc"},
+            {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc", "kind": kind},
             {"op": "flatten", "tensor": "t2", "onnx_tensor": "f", "layout": "flat", "map_dims": [2, 2, 5]},
             {"op": "folded", "tensor": "t9", "onnx_tensor": "nowhere", "layout": "plain"},
         ]
@@ -61,8 +61,8 @@ class FakeEngine:
 
 
 def report(engine: FakeEngine, samples: int = 40) -> VerifyReport:
-    outputs, layers = compare(engine.reference, engine, {"x": floats(samples, 2, 4, 4)})
-    return VerifyReport("a.onnx", "a.tacbin", samples, "given", 1e-4, outputs, layers)
+    outputs, layers, flips = compare(engine.reference, engine, {"x": floats(samples, 2, 4, 4)})
+    return VerifyReport("a.onnx", "a.tacbin", samples, "given", 1e-4, outputs, layers, flips)
 
 
 def test_equal_models_agree_in_every_layer() -> None:
@@ -104,6 +104,20 @@ def test_output_difference_and_top1() -> None:
     assert output.top1_agree is not None
     assert output.top1_agree >= 15
     assert "DIFFERS" in str(result)
+
+
+def test_a_rounding_flip_is_counted_and_its_sample_not_judged() -> None:
+    result = report(FakeEngine(flips=1, logits=100, kind="quantize"), 16)
+    assert result.ok
+    assert result.rounding_flips == 1
+    assert "in 1 of 16 samples" in str(result)
+
+
+@pytest.mark.parametrize("faults", [{"kind": "binary_conv"}, {"kind": "quantize", "shift": 1.0}])
+def test_a_flip_in_an_integer_layer_or_behind_a_wrong_float_is_judged(faults: dict[str, Any]) -> None:
+    result = report(FakeEngine(flips=1, logits=100, **faults), 16)
+    assert not result.ok
+    assert result.rounding_flips == 0
 
 
 def test_nan_is_a_difference() -> None:
