@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from tac_engine import FormatError, _core
+from tac_engine import FormatError, TacError, UnsupportedModelError, _core
 
 
 def small_writer() -> _core.ModelWriter:
@@ -97,3 +100,55 @@ def test_pack_bits_layout() -> None:
     bits = np.zeros((2, 40), np.uint8)
     bits[0, 33] = bits[1, 0] = 1
     np.testing.assert_array_equal(_core.pack_bits(bits), np.asarray([[0, 2], [1, 0]], np.uint32))
+    np.testing.assert_array_equal(_core.pack_bits(bits.astype(np.bool_)), _core.pack_bits(bits))
+
+
+@pytest.mark.parametrize("bits", [np.zeros((1, 4), np.float32), np.zeros(4, np.uint8), np.zeros((4, 2), np.uint8).T])
+def test_pack_bits_takes_rows_of_bytes_alone(bits: NDArray[Any]) -> None:
+    with pytest.raises(TypeError, match="pack_bits: expected"):
+        _core.pack_bits(bits)
+
+
+def test_pack_bits_refuses_a_2() -> None:
+    with pytest.raises(ValueError, match="neither 0 nor 1"):
+        _core.pack_bits(np.full((1, 1), 2, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "error", "message"),
+    [
+        ({"kind": "log"}, ValueError, "kind 'log', expected 'linear' or 'sign_zero'"),
+        ({"lo": 0}, TypeError, "'kind' is missing"),
+        ({"kind": "linear", "lo": 0, "step": 1}, TypeError, "'n_levels' is missing"),
+        ({"kind": "linear", "lo": 0.5, "step": 1, "n_levels": 2}, TypeError, "'lo' cannot be 0.5"),
+        ({"kind": "sign_zero", "lo": 0}, TypeError, "a sign_zero encoding has 1 keys"),
+    ],
+)
+def test_a_wrong_encoding_is_named(encoding: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        _core.ModelWriter().add_tensor("b", [8], "bits", encoding)
+
+
+def test_a_preprocessing_table_has_256_columns() -> None:
+    writer = _core.ModelWriter()
+    x = writer.add_tensor("x", [3, 2, 2])
+    with pytest.raises(TypeError, match=re.escape("lut: expected shape [C, 256], found (256, 3)")):
+        writer.add_input(x, np.zeros((256, 3), np.float32))
+
+
+def test_a_name_that_no_file_could_hold_is_refused() -> None:
+    writer = small_writer()
+    writer.add_tensor("n" * 5000, [1])
+    with pytest.raises(FormatError, match="the name of tensor #2 is 5000 bytes long, limit 4096"):
+        writer.to_bytes()
+
+
+def test_a_path_that_is_not_utf8_still_gets_its_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="No such file or directory"):
+        _core.inspect(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tacbin"))
+
+
+def test_errors_raised_in_python_have_the_same_attributes() -> None:
+    error = UnsupportedModelError("no")
+    assert isinstance(error, TacError)
+    assert (error.code, error.op, error.tensor, error.detail) == ("", "", "", "")
