@@ -155,7 +155,7 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
     if (spec.takes_images) {
       spec.image_dims = tensor.dims;
       if (preprocess.channels_first)
-        std::ranges::rotate(spec.image_dims, spec.image_dims.begin() + 1);
+        std::rotate(spec.image_dims.begin(), spec.image_dims.begin() + 1, spec.image_dims.end());
     }
     inputs_.push_back(std::move(spec));
     input_tensors_.push_back(input.tensor);
@@ -274,66 +274,80 @@ void Engine::images_to_floats(std::size_t input, const std::uint8_t* images, std
   });
 }
 
-template <class Clock>
+template <class Lap>
 void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const> outputs,
-                       std::size_t n_samples, Clock&& clock) const {
-  check_arrays(inputs, outputs, n_samples);
+                       std::size_t n_samples, const Lap& lap) const {
   const std::size_t bytes = arena_bytes(n_samples);
+  check_arrays(inputs, outputs, n_samples);
   if (n_samples == 0) return;
   const Lease state(*this, bytes);
-  std::byte* arena = state->arena.data();
-  clock();
-
+  // All of the batch is checked before any of it is computed: on an error the outputs are as they were.
   for (std::size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].values != nullptr) {
-      check_no_nan(i, inputs[i].values, n_samples);
-    } else {
-      images_to_floats(i, inputs[i].images, n_samples,
-                       reinterpret_cast<float*>(arena + n_samples * plan_->image_offsets[i]));
-    }
-    clock();
+    if (inputs[i].values != nullptr) check_no_nan(i, inputs[i].values, n_samples);
+    lap(i);
   }
-  for (std::size_t t = 0; t < state->tensors.size(); ++t) {
+  for (std::size_t first = 0; first < n_samples; first += tile_samples_) {
+    run_tile(inputs, outputs, first, std::min(tile_samples_, n_samples - first), *state, lap);
+  }
+}
+
+template <class Lap>
+void Engine::run_tile(std::span<const InputArray> inputs, std::span<void* const> outputs,
+                      std::size_t first, std::size_t n_samples, RunState& state,
+                      const Lap& lap) const {
+  std::byte* arena = state.arena.data();
+  const auto image_floats = [&](std::size_t i) { return arena + n_samples * plan_->image_offsets[i]; };
+  const auto output = [&](std::size_t i) {
+    return static_cast<std::byte*>(outputs[i]) + first * outputs_[i].sample_bytes();
+  };
+  std::size_t part = 0;
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    if (inputs[i].images != nullptr) {
+      images_to_floats(i, inputs[i].images + first * inputs_[i].image_bytes(), n_samples,
+                       reinterpret_cast<float*>(image_floats(i)));
+    }
+    lap(part++);
+  }
+  for (std::size_t t = 0; t < state.tensors.size(); ++t) {
     const Placement& place = plan_->placements[t];
+    const std::size_t i = place.index;
     switch (place.kind) {
+      // Steps only read constants and inputs.
       case Placement::Kind::kConstant:
-        // Steps only read constants and inputs.
-        state->tensors[t] = const_cast<std::byte*>(plan_->constants.data()) + place.offset;
+        state.tensors[t] = const_cast<std::byte*>(plan_->constants.data()) + place.offset;
         break;
-      case Placement::Kind::kArena: state->tensors[t] = arena + n_samples * place.offset; break;
+      case Placement::Kind::kArena: state.tensors[t] = arena + n_samples * place.offset; break;
       case Placement::Kind::kInput:
-        state->tensors[t] =
-            inputs[place.index].values != nullptr
-                ? reinterpret_cast<std::byte*>(const_cast<float*>(inputs[place.index].values))
-                : arena + n_samples * plan_->image_offsets[place.index];
+        state.tensors[t] = inputs[i].images != nullptr
+                               ? image_floats(i)
+                               : reinterpret_cast<std::byte*>(const_cast<float*>(inputs[i].values)) +
+                                     first * inputs_[i].sample_bytes();
         break;
-      case Placement::Kind::kOutput:
-        state->tensors[t] = static_cast<std::byte*>(outputs[place.index]);
-        break;
+      case Placement::Kind::kOutput: state.tensors[t] = output(i); break;
     }
   }
 
   RunContext ctx;
   ctx.pool = pool_.get();
-  ctx.tensors = state->tensors.data();
+  ctx.tensors = state.tensors.data();
   ctx.n_samples = n_samples;
   ctx.thread_scratch = arena + n_samples * plan_->arena_sample_bytes;
   ctx.thread_scratch_stride = plan_->thread_scratch_bytes;
   for (const PlannedStep& planned : plan_->steps) {
     ctx.sample_scratch = arena + n_samples * planned.scratch_offset;
     planned.step->run(ctx);
-    clock();
+    lap(part++);
   }
   for (const OutputCopy& copy : plan_->copies) {
-    std::memcpy(outputs[copy.output], state->tensors[copy.tensor],
+    std::memcpy(output(copy.output), state.tensors[copy.tensor],
                 n_samples * outputs_[copy.output].sample_bytes());
-    clock();
+    lap(part++);
   }
 }
 
 void Engine::run(std::span<const InputArray> inputs, std::span<void* const> outputs,
                  std::size_t n_samples) const {
-  run_parts(inputs, outputs, n_samples, [] {});
+  run_parts(inputs, outputs, n_samples, [](std::size_t) {});
 }
 
 std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std::size_t n_samples,
@@ -366,13 +380,13 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
   }
   run(inputs, outputs, n_samples);  // warms up, and checks
   std::vector<std::vector<double>> seconds(rows.size(), std::vector<double>(n_runs));
-  std::vector<Clock::time_point> times(rows.size() + 1);
   for (std::size_t r = 0; r < n_runs; ++r) {
-    std::size_t part = 0;
-    run_parts(inputs, outputs, n_samples, [&] { times[part++] = Clock::now(); });
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      seconds[i][r] = std::chrono::duration<double>(times[i + 1] - times[i]).count();
-    }
+    Clock::time_point last = Clock::now();
+    run_parts(inputs, outputs, n_samples, [&](std::size_t part) {
+      const Clock::time_point now = Clock::now();
+      seconds[part][r] += std::chrono::duration<double>(now - last).count();
+      last = now;
+    });
   }
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto middle = seconds[i].begin() + static_cast<std::ptrdiff_t>(n_runs / 2);
