@@ -127,8 +127,8 @@ class VerifyReport:
                 lines.append(f"    top-1 agrees in {output.top1_agree} of {output.top1_total} ({share:.2%})")
         if self.rounding_flips:
             lines.append(
-                f"  in {self.rounding_flips} of {self.samples} samples a float sum fell on the other side of a threshold"
-                " (summation order); the others decide"
+                f"  in {self.rounding_flips} of {self.samples} samples a float sum fell on the other side"
+                " of a threshold (summation order); the others decide"
             )
         first = self.first_divergence
         low_bit = [layer for layer in self.layers if layer.low_bit]
