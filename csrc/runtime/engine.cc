@@ -19,6 +19,11 @@ namespace {
 
 constexpr std::size_t kMaxBytes = std::size_t{1} << (sizeof(std::size_t) * 8 - 2);
 
+// The working memory that a tile of a batch may take for each thread: about a second-level cache.
+constexpr std::size_t kTileBytes = std::size_t{2} << 20;
+// Fewer samples would read the weights of large fully connected layers from memory too often.
+constexpr std::size_t kMinTileSamples = 8;
+
 // a * b, or kLimit.
 std::size_t checked_product(std::size_t a, std::size_t b, const char* what) {
   if (b != 0 && a > kMaxBytes / b)
@@ -171,6 +176,9 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
   } catch (const std::bad_alloc&) {
     throw Error(ErrorCode::kLimit, "no memory for the weights of the model");
   }
+  tile_samples_ =
+      std::max(kMinTileSamples,
+               options.threads * kTileBytes / std::max<std::size_t>(1, plan_->arena_sample_bytes));
   try {
     pool_ = std::make_unique<ThreadPool>(options.threads);
   } catch (const std::system_error&) {
@@ -184,7 +192,8 @@ Engine::~Engine() = default;
 std::size_t Engine::arena_bytes(std::size_t n_samples) const {
   checked_product(n_samples, plan_->largest_sample_bytes, "a tensor of the batch");
   const std::size_t samples =
-      checked_product(n_samples, plan_->arena_sample_bytes, "the working memory of the batch");
+      checked_product(std::min(n_samples, tile_samples_), plan_->arena_sample_bytes,
+                      "the working memory of the batch");
   const std::size_t scratch =
       checked_product(pool_->size(), plan_->thread_scratch_bytes, "the scratch of the threads");
   return samples + scratch;
@@ -281,13 +290,15 @@ void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const
   check_arrays(inputs, outputs, n_samples);
   if (n_samples == 0) return;
   const Lease state(*this, bytes);
-  // All of the batch is checked before any of it is computed: on an error the outputs are as they were.
+  // All of the batch is checked before any of it is computed: on an error the outputs are as they
+  // were.
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].values != nullptr) check_no_nan(i, inputs[i].values, n_samples);
     lap(i);
   }
-  for (std::size_t first = 0; first < n_samples; first += tile_samples_) {
-    run_tile(inputs, outputs, first, std::min(tile_samples_, n_samples - first), *state, lap);
+  const std::size_t tile = ceil_div(n_samples, ceil_div(n_samples, tile_samples_));
+  for (std::size_t first = 0; first < n_samples; first += tile) {
+    run_tile(inputs, outputs, first, std::min(tile, n_samples - first), *state, lap);
   }
 }
 
@@ -296,7 +307,9 @@ void Engine::run_tile(std::span<const InputArray> inputs, std::span<void* const>
                       std::size_t first, std::size_t n_samples, RunState& state,
                       const Lap& lap) const {
   std::byte* arena = state.arena.data();
-  const auto image_floats = [&](std::size_t i) { return arena + n_samples * plan_->image_offsets[i]; };
+  const auto image_floats = [&](std::size_t i) {
+    return arena + n_samples * plan_->image_offsets[i];
+  };
   const auto output = [&](std::size_t i) {
     return static_cast<std::byte*>(outputs[i]) + first * outputs_[i].sample_bytes();
   };
@@ -318,10 +331,11 @@ void Engine::run_tile(std::span<const InputArray> inputs, std::span<void* const>
         break;
       case Placement::Kind::kArena: state.tensors[t] = arena + n_samples * place.offset; break;
       case Placement::Kind::kInput:
-        state.tensors[t] = inputs[i].images != nullptr
-                               ? image_floats(i)
-                               : reinterpret_cast<std::byte*>(const_cast<float*>(inputs[i].values)) +
-                                     first * inputs_[i].sample_bytes();
+        state.tensors[t] =
+            inputs[i].images != nullptr
+                ? image_floats(i)
+                : reinterpret_cast<std::byte*>(const_cast<float*>(inputs[i].values)) +
+                      first * inputs_[i].sample_bytes();
         break;
       case Placement::Kind::kOutput: state.tensors[t] = output(i); break;
     }

@@ -84,7 +84,8 @@ class Engine {
   std::vector<StepProfile> profile(std::span<const InputArray> inputs, std::size_t n_samples,
                                    std::size_t n_runs) const;
 
-  // Bytes that hold the parameters and one run of n_samples. Throws Error(kLimit).
+  // Bytes that hold the parameters and one run of n_samples; a large batch takes no more than a
+  // tile of it. Throws Error(kLimit).
   std::size_t peak_bytes(std::size_t n_samples) const;
   std::size_t file_bytes() const noexcept {
     return file_bytes_;
@@ -106,10 +107,15 @@ class Engine {
   void check_no_nan(std::size_t input, const float* values, std::size_t n_samples) const;
   void images_to_floats(std::size_t input, const std::uint8_t* images, std::size_t n_samples,
                         float* values) const;
-  // `clock()` is called before the first and after every part of the run: inputs, steps, copies.
-  template <class Clock>
+  // `lap(i)` is called after part i of the run: inputs, steps, copies. A part has one lap for each
+  // tile of the batch.
+  template <class Lap>
   void run_parts(std::span<const InputArray> inputs, std::span<void* const> outputs,
-                 std::size_t n_samples, Clock&& clock) const;
+                 std::size_t n_samples, const Lap& lap) const;
+  // Samples [first, first + n_samples), which fit into the state's arena.
+  template <class Lap>
+  void run_tile(std::span<const InputArray> inputs, std::span<void* const> outputs,
+                std::size_t first, std::size_t n_samples, RunState& state, const Lap& lap) const;
 
   std::vector<TensorSpec> inputs_, outputs_;
   std::vector<TensorId> input_tensors_;
@@ -120,6 +126,9 @@ class Engine {
   kernels::Selection selection_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Plan> plan_;
+  // A larger batch runs in tiles of so many samples, which keeps what flows between the layers in
+  // the cache.
+  std::size_t tile_samples_ = 1;
 
   mutable std::mutex mutex_;  // guards the next two
   mutable std::vector<std::unique_ptr<RunState>> spare_;

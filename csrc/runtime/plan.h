@@ -31,9 +31,9 @@ struct PlannedStep {
   std::size_t scratch_offset = 0;  // of its per-sample scratch in the arena, per sample
 };
 
-// The arena of a run of N samples: N * arena_sample_bytes, all offsets times N; then n_threads *
-// thread_scratch_bytes. Keeps nothing of `graph`. Throws Error(kLimit) for a model too large,
-// Error(kInvalidModel) where sums leave 32 bits.
+// The arena of a run of N samples (a tile of the batch): N * arena_sample_bytes, all offsets times
+// N; then n_threads * thread_scratch_bytes. Keeps nothing of `graph`. Throws Error(kLimit) for a
+// model too large, Error(kInvalidModel) where sums leave 32 bits.
 struct Plan {
   Plan(const Graph& graph, const kernels::Selection& selection, std::size_t n_threads);
 

@@ -118,6 +118,8 @@ class Engine:
     def peak_bytes(self, batch: int = 1) -> int:
         """Return the bytes that hold the parameters and one run of `batch` samples.
 
+        A large batch is run in parts, so the figure stops growing at some batch size.
+
         Raises:
             InvalidInputError: `batch` is negative or too large for the address space.
         """

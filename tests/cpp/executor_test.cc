@@ -914,6 +914,32 @@ TEST(Executor, SizesAreKnownBeforeTheFirstRun) {
   EXPECT_EQ(Engine(std::span<const std::byte>(file)).file_bytes(), file.size());
 }
 
+TEST(Executor, LargeBatchesRunInTiles) {
+  // About 400 kB of working memory a sample: tiles of a few samples, the last one smaller.
+  Builder b(52);
+  const TensorId x = b.input({1, 100, 32});
+  const TensorId wide = b.conv(x, {}, 512, 1);
+  const TensorId wider = b.add(Unary{wide, b.f32({1, 100, 512}), UnaryKind::kNeg, 0, 0});
+  const TensorId flat = b.add(Reshape{x, b.f32({3200})});
+  b.output(b.linear(wider, 3));
+  b.output(flat);
+  b.output(
+      b.add(ArgMax{wider, test::add_tensor(b.graph(), "best", DType::kI64, {1, 100}), 2, false}));
+  const std::size_t n = 21;
+  const auto batch = random_batch(b.graph(), n, kSeed);
+  const Outputs expected = run_naive(b.graph(), batch, n);
+  for (const std::size_t threads : {1, 2}) {
+    const Engine engine(b.graph(), {threads, ""});
+    EXPECT_LT(engine.peak_bytes(n),
+              engine.peak_bytes(2) + 10 * (engine.peak_bytes(2) - engine.peak_bytes(1)));
+    EXPECT_EQ(engine.peak_bytes(n), engine.peak_bytes(10 * n));
+    EXPECT_EQ(run_engine(engine, batch, n), expected) << threads << " threads";
+  }
+  auto bad = batch;
+  bad[0].back() = std::numeric_limits<float>::quiet_NaN();  // in the last tile
+  EXPECT_THROW(run_engine(Engine(b.graph()), bad, n), Error);
+}
+
 TEST(Executor, ImagesGoThroughTheTable) {
   for (const bool channels_first : {true, false}) {
     Builder b(53);
