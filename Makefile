@@ -22,7 +22,7 @@ PACKAGE_SOURCES := $(wildcard pyproject.toml CMakeLists.txt README.md LICENSE) \
   $(shell find csrc python converters -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan tidy bench lint format clean
+.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan fuzz tidy bench lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -47,7 +47,7 @@ $(VENV)/.tools: Makefile build/.system
 
 # Without isolation: build/package keeps its object files, a change compiles only what it touched.
 $(VENV)/.package: $(VENV)/.tools $(PACKAGE_SOURCES)
-	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[convert,images,test]'
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[convert,demo,images,test]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.package
@@ -73,6 +73,12 @@ test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ test
 
 asan: ctest-asan ## Run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 
+FUZZ_SECONDS ?= 60
+fuzz: build-fuzz ## Feed mutated files to the loader and the engine for FUZZ_SECONDS (default 60).
+	@mkdir -p build/fuzz/corpus
+	test -e build/fuzz/corpus/every_op || build/fuzz/tests/fuzz/tac_fuzz_driver --seed build/fuzz/corpus/every_op
+	build/fuzz/tests/fuzz/tac_fuzz_load -max_total_time=$(FUZZ_SECONDS) build/fuzz/corpus
+
 tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the C++ sources.
 
 bench: build-default ## Time the C++ kernels.
@@ -88,8 +94,8 @@ format: $(VENV)/.lint ## Format C++ and Python sources.
 	git ls-files '*.cc' '*.h' | xargs clang-format -i
 
 # build-NAME and ctest-NAME work on preset NAME of CMakePresets.json.
-.PHONY: build-default build-asan build-tidy build-core2duo build-aarch64
-build-default build-asan build-tidy build-core2duo build-aarch64: build-%: $(VENV)/.tools
+.PHONY: build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64
+build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64: build-%: $(VENV)/.tools
 	@test -f build/$*/build.ninja || cmake --preset $*
 	cmake --build --preset $*
 
@@ -101,7 +107,7 @@ ctest-default ctest-asan ctest-core2duo ctest-aarch64: ctest-%: build-%
 ctest-default ctest-asan: export TAC_EXPECT_BACKENDS ?= $(shell bash tools/expected_backends.sh)
 
 build-core2duo build-aarch64: build/.emulators
-build-tidy: build/.clang
+build-tidy build-fuzz: build/.clang
 
 clean: ## Remove build/, dist/ and .venv/.
 	rm -rf build dist $(VENV)
