@@ -309,6 +309,8 @@ def _pad_of(graph: Graph, node: Node, axis: int, steps: Steps) -> tuple[tuple[in
     spatial = [2, 3] if axis == 1 else [1, 2]
     if any(begin[i] or end[i] for i in range(4) if i not in spatial):
         return f"Pad '{node.name}' pads the batch or the channels"
+    if not any(pads):
+        return (0, 0, 0, 0), 0
     value = float(graph.constants[node.inputs[1]].reshape(())) if len(node.inputs) > 1 and node.inputs[1] else 0.0
     level = round(value / steps.levels.scale)
     if abs(level * steps.levels.scale - value) > 1e-6 * steps.levels.scale or abs(level) > 16:
