@@ -67,8 +67,12 @@ std::string cpu_name() {
 
 #else
 
-CpuFeatures detect_cpu_features() noexcept { return 0; }
-std::string cpu_name() { return {}; }
+CpuFeatures detect_cpu_features() noexcept {
+  return 0;
+}
+std::string cpu_name() {
+  return {};
+}
 
 #endif
 

@@ -18,7 +18,8 @@ enum CpuFeature : CpuFeatures {
   kAvx512Vpopcntdq = 1U << 7,
 };
 
-// Features of this machine whose registers the OS saves (cpuid and xgetbv). 0 on CPUs other than x86.
+// Features of this machine whose registers the OS saves (cpuid and xgetbv). 0 on CPUs other than
+// x86.
 CpuFeatures detect_cpu_features() noexcept;
 
 // Marketing name of the CPU, or empty.

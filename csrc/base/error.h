@@ -1,4 +1,5 @@
-// The one exception of the core. Thrown by load, validate, plan and the argument checks of run; never by a kernel.
+// The one exception of the core. Thrown by load, validate, plan and the argument checks of run;
+// never by a kernel.
 #pragma once
 
 #include <cstdint>
@@ -11,21 +12,21 @@ namespace tac {
 
 enum class ErrorCode : std::uint8_t {
   // The file, found by the reader. Python: FormatError.
-  kIo,              // cannot be opened, read, mapped, written or renamed
-  kBadMagic,        // not a .tacbin
-  kBadVersion,      // written by a newer format
-  kTruncated,       // shorter than its own header says
-  kBadChecksum,     // bytes changed since they were written
-  kBadHeader,       // a header field is impossible (length, offset, count, trailing bytes)
-  kBadTensor,       // a tensor table entry is impossible
-  kBadOp,           // unknown op code, or a field that does not decode
-  kBadBlob,         // a blob outside the file, misaligned, overlapping or of the wrong size
+  kIo,           // cannot be opened, read, mapped, written or renamed
+  kBadMagic,     // not a .tacbin
+  kBadVersion,   // written by a newer format
+  kTruncated,    // shorter than its own header says
+  kBadChecksum,  // bytes changed since they were written
+  kBadHeader,    // a header field is impossible (length, offset, count, trailing bytes)
+  kBadTensor,    // a tensor table entry is impossible
+  kBadOp,        // unknown op code, or a field that does not decode
+  kBadBlob,      // a blob outside the file, misaligned, overlapping or of the wrong size
   // The model, found by validate when it is written or loaded. Python: FormatError.
-  kInvalidModel,    // an op's fields, shapes and dtypes do not fit together
+  kInvalidModel,  // an op's fields, shapes and dtypes do not fit together
   // The caller. Python: InvalidInputError.
-  kInvalidInput,    // wrong input or output array: name, dtype, shape, layout, NaN
-  kInvalidArgument, // unknown or unrunnable backend, bad thread count
-  kLimit,           // memory or size limit exceeded
+  kInvalidInput,     // wrong input or output array: name, dtype, shape, layout, NaN
+  kInvalidArgument,  // unknown or unrunnable backend, bad thread count
+  kLimit,            // memory or size limit exceeded
 };
 
 // "kBadMagic" -> "bad_magic"; stable, shown to users and matched by tests.
@@ -33,7 +34,8 @@ std::string_view error_code_name(ErrorCode code) noexcept;
 
 class Error : public std::exception {
  public:
-  // `op` and `tensor` may be empty. what() is "[code] op 'x', tensor 'y': detail" with the empty parts left out.
+  // `op` and `tensor` may be empty. what() is "[code] op 'x', tensor 'y': detail" with the empty
+  // parts left out.
   Error(ErrorCode code, std::string op, std::string tensor, std::string detail);
   Error(ErrorCode code, std::string detail) : Error(code, {}, {}, std::move(detail)) {}
 

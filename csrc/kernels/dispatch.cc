@@ -30,11 +30,15 @@ constexpr BackendInfo kBackends[] = {
 
 }  // namespace
 
-std::span<const BackendInfo> backends() noexcept { return kBackends; }
+std::span<const BackendInfo> backends() noexcept {
+  return kBackends;
+}
 
 Selection select_kernels(CpuFeatures features, std::string_view force) {
   std::size_t first = 0;
-  const auto runnable = [&](const BackendInfo& b) { return b.table != nullptr && (b.required & ~features) == 0; };
+  const auto runnable = [&](const BackendInfo& b) {
+    return b.table != nullptr && (b.required & ~features) == 0;
+  };
   if (force.empty()) {
     while (!runnable(kBackends[first])) ++first;  // scalar, the last, requires nothing
   } else {
@@ -44,23 +48,25 @@ Selection select_kernels(CpuFeatures features, std::string_view force) {
       ++first;
     }
     if (first == std::size(kBackends)) {
-      throw Error(ErrorCode::kInvalidArgument, "unknown backend '" + std::string(force) + "'; there are " + known);
+      throw Error(ErrorCode::kInvalidArgument,
+                  "unknown backend '" + std::string(force) + "'; there are " + known);
     }
     if (!runnable(kBackends[first])) {
       throw Error(ErrorCode::kInvalidArgument,
                   "backend '" + std::string(force) + "' cannot run here: " +
-                      (kBackends[first].table == nullptr ? "not compiled for this architecture"
-                                                         : "this CPU or operating system lacks its instructions"));
+                      (kBackends[first].table == nullptr
+                           ? "not compiled for this architecture"
+                           : "this CPU or operating system lacks its instructions"));
     }
   }
   Selection selection;
   selection.backend = kBackends[first].name;
-#define TAC_KERNEL(kernel)                                                            \
-  for (std::size_t i = first; i < std::size(kBackends); ++i) {                        \
-    if (!runnable(kBackends[i]) || kBackends[i].table->kernel == nullptr) continue;   \
-    selection.kernels.kernel = kBackends[i].table->kernel;                            \
-    selection.kernel_backend.push_back(kBackends[i].name);                            \
-    break;                                                                            \
+#define TAC_KERNEL(kernel)                                                          \
+  for (std::size_t i = first; i < std::size(kBackends); ++i) {                      \
+    if (!runnable(kBackends[i]) || kBackends[i].table->kernel == nullptr) continue; \
+    selection.kernels.kernel = kBackends[i].table->kernel;                          \
+    selection.kernel_backend.push_back(kBackends[i].name);                          \
+    break;                                                                          \
   }
 #include "kernels/kernels.def"
 #undef TAC_KERNEL

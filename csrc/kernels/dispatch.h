@@ -27,8 +27,9 @@ struct Selection {
   std::vector<std::string_view> kernel_backend;
 };
 
-// Walks backends() best first, skipping what `features` lack. `force` (may be empty) names the backend to start from.
-// Throws Error(kInvalidArgument) for a name that is unknown or not runnable with these features.
+// Walks backends() best first, skipping what `features` lack. `force` (may be empty) names the
+// backend to start from. Throws Error(kInvalidArgument) for a name that is unknown or not runnable
+// with these features.
 Selection select_kernels(CpuFeatures features, std::string_view force);
 
 }  // namespace tac::kernels

@@ -20,7 +20,8 @@ struct KernelTable {
 #undef TAC_KERNEL
 };
 
-// tac::kernels::<backend>::<kernel>, for every backend and kernel; a backend defines those that its table names.
+// tac::kernels::<backend>::<kernel>, for every backend and kernel; a backend defines those that its
+// table names.
 #define TAC_KERNEL(name) std::remove_pointer_t<name##_fn> name;
 namespace scalar {
 #include "kernels/kernels.def"

@@ -20,7 +20,8 @@ inline std::vector<kernels::BackendInfo> backends_under_test() {
   return runnable;
 }
 
-// Test parameter of a kernel suite: INSTANTIATE_TEST_SUITE_P(All, MyKernel, testing::ValuesIn(backends_under_test()), backend_test_name);
+// Test parameter of a kernel suite: INSTANTIATE_TEST_SUITE_P(All, MyKernel,
+// testing::ValuesIn(backends_under_test()), backend_test_name);
 inline std::string backend_test_name(const testing::TestParamInfo<kernels::BackendInfo>& info) {
   return std::string(info.param.name);
 }

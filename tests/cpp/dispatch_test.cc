@@ -38,10 +38,13 @@ TEST(SelectKernels, RefusesABackendThatCannotRun) {
 TEST(SelectKernels, ForcedScalarUsesNothingElse) {
   const Selection selection = select_kernels(kIceLake, "scalar");
   EXPECT_EQ(selection.backend, "scalar");
-  EXPECT_TRUE(std::ranges::all_of(selection.kernel_backend, [](auto name) { return name == "scalar"; }));
+  EXPECT_TRUE(
+      std::ranges::all_of(selection.kernel_backend, [](auto name) { return name == "scalar"; }));
 }
 
-TEST(SelectKernels, RefusesAnUnknownName) { EXPECT_THROW(select_kernels(0, "sse9"), Error); }
+TEST(SelectKernels, RefusesAnUnknownName) {
+  EXPECT_THROW(select_kernels(0, "sse9"), Error);
+}
 
 TEST(SelectKernels, ScalarFillsEverySlot) {
   const Selection selection = select_kernels(0, "");
@@ -58,7 +61,8 @@ TEST(Backends, ThoseExpectedAreRunnable) {
   std::stringstream list(expected);
   const auto runnable = test::backends_under_test();
   for (std::string name; std::getline(list, name, ',');) {
-    EXPECT_TRUE(std::ranges::any_of(runnable, [&](const auto& b) { return b.name == name; })) << name;
+    EXPECT_TRUE(std::ranges::any_of(runnable, [&](const auto& b) { return b.name == name; }))
+        << name;
   }
 }
 

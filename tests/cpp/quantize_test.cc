@@ -223,9 +223,10 @@ TEST_P(QuantizeF32, MatchesTheStepFunction) {
 // The literal table: what lies at and around a threshold of +0 or -0.
 TEST_P(QuantizeF32, TreatsBothZerosAlikeAndNanAsNothing) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-  constexpr float kInf = std::numeric_limits<float>::infinity();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   constexpr float kTiny = std::numeric_limits<float>::denorm_min();
-  const std::vector<float> values = {0.0F, -0.0F, kTiny, -kTiny, kNan, -kNan, kInf, -kInf};
+  const std::vector<float> values = {0.0F, -0.0F, kTiny,     -kTiny,
+                                     kNan, -kNan, kInfinity, -kInfinity};
   constexpr std::uint32_t kReached = 0b01000111;
   for (const float threshold : {0.0F, -0.0F}) {
     for (const bool descending : {false, true}) {

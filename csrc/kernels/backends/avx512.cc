@@ -1,4 +1,5 @@
-// The kernels that the avx512 backend has; a slot that is left out is served by the next backend down.
+// The kernels that the avx512 backend has; a slot that is left out is served by the next backend
+// down.
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx512 {

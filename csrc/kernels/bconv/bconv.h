@@ -6,41 +6,45 @@
 
 namespace tac::kernels {
 
-// Output channels per weight block: one AVX-512 register, two AVX2 registers, four NEON registers of 32-bit lanes.
+// Output channels per weight block: one AVX-512 register, two AVX2 registers, four NEON registers
+// of 32-bit lanes.
 inline constexpr std::size_t kBconvBlock = 16;
 inline constexpr std::size_t kBconvMaxPlanes = 4;
 
 // One group of a convolution. For every output pixel and output channel
 //
 //   out = (base[class(pixel)][oc] - 2 * sum over (i, j) of coef[i][j] * popcount_ij) >> shift
-//   popcount_ij = sum over the taps inside the map and the words of popcount(input plane i ^ weight plane j)
+//   popcount_ij = sum over the taps inside the map and the words of popcount(input plane i ^ weight
+//   plane j)
 //
-// All else (number of valid taps, offsets of the encoding, value of the padding) is in `base`, which has one row per class of
-// pixels that see the same set of taps: class = row_class[oy] + col_class[ox].
+// All else (number of valid taps, offsets of the encoding, value of the padding) is in `base`,
+// which has one row per class of pixels that see the same set of taps: class = row_class[oy] +
+// col_class[ox].
 //
-//   input    [plane][in_h][in_w][pixel_words], this group's words start at `input`; `words` of them are read per pixel
-//   weights  [plane][oc / 16][kernel_h][kernel_w][words][16]; 64-byte aligned
+//   input    [plane][in_h][in_w][pixel_words], this group's words start at `input`; `words` of them
+//   are read per pixel weights  [plane][oc / 16][kernel_h][kernel_w][words][16]; 64-byte aligned
 //   base     [class][n_blocks * 16]; 64-byte aligned
 // Nothing outside the arrays is read. Any alignment of `input` to 4 bytes.
 struct BconvParams {
   std::size_t in_h, in_w, out_w;
   std::size_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
-  std::size_t words, pixel_words;      // 32-bit words read per pixel; distance between pixels
-  std::size_t n_blocks;                // ceil(output channels of the group / 16)
-  std::size_t n_in_planes, n_w_planes; // 1..kBconvMaxPlanes
+  std::size_t words, pixel_words;       // 32-bit words read per pixel; distance between pixels
+  std::size_t n_blocks;                 // ceil(output channels of the group / 16)
+  std::size_t n_in_planes, n_w_planes;  // 1..kBconvMaxPlanes
   std::size_t in_plane_words, w_plane_words;  // distance between planes
   const std::uint32_t* weights;
-  const std::int32_t* coef;            // [n_in_planes][n_w_planes]
+  const std::int32_t* coef;  // [n_in_planes][n_w_planes]
   const std::int32_t* base;
-  const std::uint32_t* row_class;      // [out_h], already multiplied by the number of column classes
-  const std::uint32_t* col_class;      // [out_w]
+  const std::uint32_t* row_class;  // [out_h], already multiplied by the number of column classes
+  const std::uint32_t* col_class;  // [out_w]
   int shift;
 };
 
-// Computes output row `oy`, blocks [block_begin, block_end), into out[ox * out_stride + (block - block_begin) * 16 + lane].
-// `out` is 64-byte aligned, out_stride (in int32) a multiple of 16 that is at least the blocks' channels.
-using bconv_b1_i32_fn = void (*)(const BconvParams& params, const std::uint32_t* input, std::size_t oy,
-                                 std::size_t block_begin, std::size_t block_end, std::int32_t* out,
-                                 std::size_t out_stride);
+// Computes output row `oy`, blocks [block_begin, block_end), into out[ox * out_stride + (block -
+// block_begin) * 16 + lane]. `out` is 64-byte aligned, out_stride (in int32) a multiple of 16 that
+// is at least the blocks' channels.
+using bconv_b1_i32_fn = void (*)(const BconvParams& params, const std::uint32_t* input,
+                                 std::size_t oy, std::size_t block_begin, std::size_t block_end,
+                                 std::int32_t* out, std::size_t out_stride);
 
 }  // namespace tac::kernels
