@@ -1039,6 +1039,31 @@ TEST(Executor, SignsWithoutZeroTakeOnePlane) {
   }
 }
 
+TEST(Executor, SamplesWithAndWithoutZeroShareABatch) {
+  for (const bool fully_connected : {false, true}) {
+    Builder b(58);
+    const Dims in = fully_connected ? Dims{36} : Dims{3, 3, 4};
+    const TensorId x = b.input(in);
+    const TensorId sign = b.bits(in, test::kSignZero);
+    const float tiny = std::numeric_limits<float>::denorm_min();
+    b.add(Quantize{x, sign, b.writer.own_array<float>(std::vector<float>{0.0F, tiny}), {}});
+    const Window w = fully_connected ? Window{} : Window{{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}};
+    b.output(b.binary_conv(sign, w, 20, 1));
+    for (const std::size_t n : {7, 150}) {
+      auto batch = random_batch(b.graph(), n, kSeed);
+      for (float& v : batch[0]) v = v == 0.0F ? 1.0F : v;
+      // Zeros in some samples; of 150 fully connected ones, the second tile of 64 has none.
+      for (const std::size_t sample : {std::size_t{1}, std::size_t{4}, n - 1})
+        batch[0][sample * 36 + sample % 36] = 0.0F;
+      const Outputs expected = run_naive(b.graph(), batch, n);
+      for (const auto& backend : test::backends_under_test()) {
+        const Engine engine(b.graph(), {2, std::string(backend.name)});
+        EXPECT_EQ(run_engine(engine, batch, n), expected) << backend.name << ", " << n;
+      }
+    }
+  }
+}
+
 TEST(Executor, ProfileNamesEveryStep) {
   ModelWriter w;
   test::build_every_op(w);
