@@ -18,7 +18,6 @@ import gzip
 import json
 import lzma
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - what everybody calls it
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -237,9 +236,7 @@ def share_weights(layer: nn.Linear, iterations: int = 100) -> tuple[Tensor, Tens
     """
     surviving = layer.weight != 0
     values = layer.weight[surviving].double()
-    centroids = torch.linspace(
-        values.min().item(), values.max().item(), CODEBOOK_SIZE - 1, dtype=torch.double
-    )
+    centroids = torch.linspace(values.min().item(), values.max().item(), CODEBOOK_SIZE - 1, dtype=torch.double)
     for _ in range(iterations):
         nearest = torch.bucketize(values, (centroids[1:] + centroids[:-1]) / 2)
         sums = torch.zeros_like(centroids).index_add_(0, nearest, values)
@@ -294,17 +291,12 @@ class Stage:
 def build_stages(args: argparse.Namespace) -> list[Stage]:
     """Step 1, the pruning rounds and the centroid fine-tuning."""
     stages = [Stage("float FC", args.epochs, args.lr, warmup_epochs=2)]
-    for rate in PRUNING_RATES:
-        stages.append(
-            Stage(f"pruned {rate:g}", args.prune_epochs, args.prune_lr, pruning_rate=rate)
-        )
+    stages += [Stage(f"pruned {rate:g}", args.prune_epochs, args.prune_lr, pruning_rate=rate) for rate in PRUNING_RATES]
     stages.append(Stage("4-bit codebook", args.codebook_epochs, args.codebook_lr, share=True))
     return stages
 
 
-def save_checkpoint(
-    path: Path, model: Vgg9, optimizer: torch.optim.Optimizer | None, state: State
-) -> None:
+def save_checkpoint(path: Path, model: Vgg9, optimizer: torch.optim.Optimizer | None, state: State) -> None:
     """Write a checkpoint atomically."""
     temporary = path.with_suffix(".tmp")
     torch.save(
@@ -316,7 +308,7 @@ def save_checkpoint(
         },
         temporary,
     )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def shared_layers(model: Vgg9, state: State) -> Iterator[tuple[nn.Linear, nn.Parameter, Tensor]]:
@@ -336,9 +328,7 @@ def begin_stage(stage: Stage, model: Vgg9, state: State) -> None:
             apply_codebook(fc, centroids, codes)
 
 
-def make_optimizer(
-    stage: Stage, model: Vgg9, state: State, weight_decay: float
-) -> torch.optim.Optimizer:
+def make_optimizer(stage: Stage, model: Vgg9, state: State, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW over what the stage trains; only FC weights decay."""
     fc_weights: list[nn.Parameter] = [fc.weight for fc in model.fc_layers()]
     trained = model.classifier if stage.features_frozen else model

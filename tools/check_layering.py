@@ -63,9 +63,7 @@ def check_cpp(path: str, text: str) -> Iterator[str]:
     """Yield the offences of one C++ file."""
     parts = PurePosixPath(path).parts
     in_core = parts[0] == "csrc" and parts[1] not in {"bindings", "reference"}
-    may_use_intrinsics = (
-        parts[:2] == ("csrc", "kernels") and len(parts) == 4 and parts[3] in ISA_FILES
-    )
+    may_use_intrinsics = parts[:2] == ("csrc", "kernels") and len(parts) == 4 and parts[3] in ISA_FILES
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r'\s*#\s*include\s*(<[^>]+>|"[^"]+")', line)
         if not match:
@@ -76,9 +74,7 @@ def check_cpp(path: str, text: str) -> Iterator[str]:
             if not may_use_intrinsics and path != CPU_QUERY:
                 yield f"{where}: {header} outside csrc/kernels/*/<isa>.cc"
         elif in_core and match[1][0] == "<":
-            is_standard = (
-                re.fullmatch(r"[a-z_]+|(?:math|string|limits|float|std\w+)\.h", header) is not None
-            )
+            is_standard = re.fullmatch(r"[a-z_]+|(?:math|string|limits|float|std\w+)\.h", header) is not None
             is_system = SYSTEM_HEADERS.match(header) and parts[1] in {"base", "format"}
             if not is_standard and not is_system:
                 yield f"{where}: the core includes {header}; it has the standard library only"
