@@ -114,7 +114,7 @@ def main() -> int:
             f"ONNX Runtime {onnxruntime.__version__}",
         )
         print(f"{'':16} {header[0]:>26} {header[1]:>22}")
-        print(f"{'ms per picture':16} {ours_ms:26.3f} {theirs_ms:22.3f}   {theirs_ms / ours_ms:.1f} times faster")
+        print(f"{'ms per picture':16} {ours_ms:26.3f} {theirs_ms:22.3f}   {theirs_ms / ours_ms:.1f} times as fast")
         print(f"{'input':16} {'uint8, normalised inside':>26} {'float32, ready-made':>22}")
         print(
             f"{'file, kB':16} {ours_bytes / 1000:26.1f} {theirs_bytes / 1000:22.1f}   "
