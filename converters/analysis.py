@@ -255,18 +255,24 @@ def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
     pads, pad_level = (0, 0, 0, 0), 0
     rank = len(graph.shapes[tensor])
     if steps.chain.free and steps.chain.root not in analysis.integer and rank == 4:
-        steps = replace(steps, chain=with_result_axis(steps.chain, _wanted_axis(moves)))
+        chain = with_result_axis(graph, steps.chain, _wanted_axis(moves))
+        if chain is None:
+            return f"the channels of tensor '{tensor}' are moved in a way that packed bits are not"
+        steps = replace(steps, chain=chain)
         analysis.steps[tensor] = steps
     axis = steps.chain.result_axis
     if rank not in (2, 4):
         return f"tensor '{tensor}' of rank {rank} has few values, but only rank 2 and 4 are packed"
     if rank == 2 and axis != 1:
         return "its channel axis is not the last"
+    order = list(range(rank))
     for position, move in enumerate(moves):
         shape = graph.shapes[move.output]
         if move.op == "Transpose":
             axis = move.attrs["perm"].index(axis)
-            if move.attrs["perm"] not in ([0, 2, 3, 1], [0, 3, 1, 2], [0, 1, 2, 3]):
+            order = [order[old] for old in move.attrs["perm"]]
+            rest = [old for place, old in enumerate(order) if place != axis]
+            if rest != sorted(rest) or axis not in (1, rank - 1):
                 return f"Transpose '{move.name}' does more than move the channels"
         elif move.op == "MaxPool" and (axis != 1 or rank != 4):
             return f"MaxPool '{move.name}' does not pool the two axes behind the channels"

@@ -80,16 +80,34 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
     if axes is None:
         return None
     free = not _has_channel_constants(graph, nodes, len(graph.shapes[root]))
-    return Chain(root, result, nodes, pool, axes[0], axes[1][result], free)
+    chain = Chain(root, result, nodes, pool, axes[0], axes[1][result], free)
+    return chain if _keeps_order(graph, chain) else None
 
 
-def with_result_axis(chain: Chain, axis: int) -> Chain:
-    """A free chain read with its channels on ``axis`` of the result."""
-    root_axis = axis
-    for node in reversed(chain.nodes):
+def with_result_axis(graph: Graph, chain: Chain, axis: int) -> Chain | None:
+    """A free chain read with its channels on ``axis`` of the result; None if they cannot be packed along it."""
+    moved = replace(chain, channel_axis=_axis_order(graph, chain)[axis], result_axis=axis)
+    return moved if _keeps_order(graph, moved) else None
+
+
+def _axis_order(graph: Graph, chain: Chain) -> list[int]:
+    """The root's axis behind each axis of the result."""
+    order = list(range(len(graph.shapes[chain.root])))
+    for node in chain.nodes:
         if node.op == "Transpose":
-            root_axis = node.attrs["perm"][root_axis]
-    return replace(chain, channel_axis=root_axis, result_axis=axis)
+            order = [order[axis] for axis in node.attrs["perm"]]
+    return order
+
+
+def _keeps_order(graph: Graph, chain: Chain) -> bool:
+    """Whether packing along the channels gives the root and the result the same place in memory.
+
+    The channels are on axis 1 of a map or on the last axis, at both ends, and the other axes never change places.
+    """
+    order = _axis_order(graph, chain)
+    ends = (1, 3) if len(order) == 4 else (len(order) - 1,)
+    rest = [axis for axis in order if axis != chain.channel_axis]
+    return chain.channel_axis in ends and chain.result_axis in ends and rest == sorted(rest)
 
 
 def _is_elementwise(graph: Graph, node: Node) -> bool:

@@ -51,11 +51,14 @@ def convert(
         progress: called with a stage and the share done.
 
     Raises:
-        UnsupportedModelError: the model cannot be read or converted; every offending node is named.
+        FormatError: `source` cannot be read, or `target` not written.
+        UnsupportedModelError: the model cannot be converted; every offending node is named.
         InvalidInputError: an argument is out of range.
     """
     report_progress = progress or (lambda stage, share: None)
     _check_options(fc_prune, fc_bits, input_layout)
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise InvalidInputError(f"{os.fspath(target)} is the model itself, writing there would destroy it")
     report_progress("reading", 0.0)
     graph = import_model(source, input_shapes=input_shapes)
     notes = _compress_layers(graph, fc_prune, fc_bits) if fc_prune is not None or fc_bits is not None else {}

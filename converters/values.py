@@ -144,7 +144,7 @@ class WeightLattice:
 
     def planes(self) -> tuple[tuple[int, ...], int, list[Array]]:
         """(coefficients, shift, sign bits per plane): ``level = sum(coef * (1 - 2 * bit)) / 2**shift``."""
-        top = max(abs(value) for value in self.values)
+        top = max(1, *(abs(value) for value in self.values))
         if all(value % 2 != 0 for value in self.values) and top <= 3:
             coefs, shift = _ODD_COEFS[top], 0
         else:

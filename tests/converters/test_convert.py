@@ -510,3 +510,20 @@ def test_float16_input_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedModelError, match="float16"):
         tac_engine.convert(save(helper.make_model(graph, ir_version=9), tmp_path), tmp_path / "m.tacbin")
+
+
+@pytest.mark.parametrize("perm", [[0, 1, 3, 2], [0, 3, 2, 1], [0, 2, 1, 3], [0, 2, 3, 1], [0, 3, 1, 2]])
+@pytest.mark.parametrize("place", ["before the sign", "behind the sign", "between two signs"])
+def test_signs_among_transposes_of_any_kind(perm: list[int], place: str, tmp_path: Path) -> None:
+    net = Net(("N", 5, 4, 3), seed=7)
+    hidden = "x" if place == "before the sign" else where_greater_or_equal(net, "x")
+    hidden = net.op("Transpose", hidden, perm=perm)
+    hidden = hidden if place == "behind the sign" else where_greater_or_equal(net, hidden)
+    channels = (5, 4, 3)[perm[1] - 1]
+    conv = net.conv(hidden, net.signs(6, channels, 2, 2))
+    check(net.model(conv, outputs=(hidden,)), tmp_path, image(net))
+
+
+def test_a_convolution_whose_weights_are_all_zero(tmp_path: Path) -> None:
+    net = Net(("N", 5, 4, 3), seed=7)
+    check(net.model(net.conv(net.op("Sign", "x"), np.zeros((3, 5, 1, 1)), np.arange(3))), tmp_path, image(net))
