@@ -79,7 +79,7 @@ fuzz: build-fuzz ## Feed mutated files to the loader and the engine for FUZZ_SEC
 	test -e build/fuzz/corpus/every_op || build/fuzz/tests/fuzz/tac_fuzz_driver --seed build/fuzz/corpus/every_op
 	build/fuzz/tests/fuzz/tac_fuzz_load -max_total_time=$(FUZZ_SECONDS) build/fuzz/corpus
 
-tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the C++ sources.
+tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the core.
 
 bench: build-default ## Time the C++ kernels.
 	build/default/benchmarks/kernels/tac_kernel_bench

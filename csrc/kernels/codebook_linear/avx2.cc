@@ -49,7 +49,8 @@ static inline void add_run(const Rows& r, std::size_t run, __m256 table_low, __m
     }
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      const std::size_t k_in_run = static_cast<std::size_t>(16 * j + 8 * h);
+      const std::size_t k_in_run =
+          16 * static_cast<std::size_t>(j) + 8 * static_cast<std::size_t>(h);
       __m256 xv[N];
 #pragma GCC unroll 4
       for (int n = 0; n < N; ++n) xv[n] = _mm256_loadu_ps(x + n * x_stride + k_in_run);

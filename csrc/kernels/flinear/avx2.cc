@@ -119,7 +119,7 @@ static void blocks(const LinearParams& params, std::size_t block, const float* x
           case 4: tile<4, B>(t, xn, yn); break;
           case 3: tile<3, B>(t, xn, yn); break;
           case 2: tile<2, B>(t, xn, yn); break;
-          case 1: tile<1, B>(t, xn, yn); break;
+          default: tile<1, B>(t, xn, yn); break;
         }
         n += size;
       }
