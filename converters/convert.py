@@ -57,8 +57,8 @@ def convert(
     """
     report_progress = progress or (lambda stage, share: None)
     _check_options(fc_prune, fc_bits, input_layout)
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise InvalidInputError(f"{os.fspath(target)} is the model itself, writing there would destroy it")
+    if Path(source).exists() and Path(target).exists() and Path(target).samefile(source):
+        raise InvalidInputError(f"{os.fspath(target)} is the ONNX model itself; name another file to write")
     report_progress("reading", 0.0)
     graph = import_model(source, input_shapes=input_shapes)
     notes = _compress_layers(graph, fc_prune, fc_bits) if fc_prune is not None or fc_bits is not None else {}

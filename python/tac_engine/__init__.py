@@ -57,6 +57,7 @@ def convert(model: str | os.PathLike[str], output: str | os.PathLike[str], **opt
 
     Raises:
         ImportError: the extra ``[convert]`` is not installed.
+        FormatError: `model` cannot be read, or `output` not written.
         UnsupportedModelError: the model holds something that cannot be converted.
     """
     try:

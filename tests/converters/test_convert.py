@@ -10,7 +10,7 @@ from nets import Array, Net, check, convert, kinds, save
 from onnx import helper
 
 import tac_engine
-from tac_engine import UnsupportedModelError
+from tac_engine import InvalidInputError, UnsupportedModelError
 
 BINARY_LAYERS = {"binary conv", "binary linear"}
 
@@ -478,6 +478,15 @@ def test_external_data_beside_the_model(tmp_path: Path) -> None:
     report = tac_engine.convert(path, tmp_path / "external.tacbin")
     assert kinds(report) == kinds(expected)
     np.testing.assert_array_equal(tac_engine.load(tmp_path / "external.tacbin").run(x), want)
+
+
+def test_a_model_is_not_overwritten_by_its_own_conversion(tmp_path: Path) -> None:
+    net = Net((2, 4))
+    path = save(net.model(net.op("Relu", "x")), tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(InvalidInputError, match="is the ONNX model itself"):
+        tac_engine.convert(path, path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("batch", [1, 4])
