@@ -38,8 +38,11 @@ def read_array(path: Path) -> NDArray[Any]:
     """Read one array of a .npy file; files that would run code are refused."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path}: not a .npy array: {error}") from error
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        # Without numpy's own words, which advise to load other files unsafely.
+        raise InvalidInputError(f"{path}: not a .npy array of numbers, or it is truncated") from error
     if not isinstance(array, np.ndarray):
         raise InvalidInputError(f"{path}: expected one .npy array, found an archive of several")
     return array

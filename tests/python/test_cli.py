@@ -128,6 +128,9 @@ def test_errors_name_the_thing(model: Path, picture: Path, tmp_path: Path, capsy
     assert "broken.png: not a readable picture" in error_of(capsys, "run", model, broken)
     assert "empty: no .npy" in error_of(capsys, "run", model, empty)
     assert "pickled.npy: not a .npy array" in error_of(capsys, "run", model, pickled)
+    empty = tmp_path / "empty.npy"
+    empty.touch()
+    assert "empty.npy: not a .npy array" in error_of(capsys, "run", model, empty)
     assert "2 labels for 3 classes" in error_of(capsys, "run", model, picture, "--labels", labels)
     assert "takes no pictures" in error_of(capsys, "run", plain, picture)
     assert "gone.png: no such file" in error_of(capsys, "run", model, tmp_path / "gone.png")
