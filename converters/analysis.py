@@ -127,14 +127,14 @@ class Analysis:
         if node is None or node.op not in ELEMENTWISE:
             made_by = f"its producer {node.op} '{node.name}' is not" if node else "a model input is not"
             return f"{made_by} a quantizer"
-        chain = trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True)
-        if chain is not None and chain.root in self.integer and chain.channel_axis == 1:
-            mac = self.integer[chain.root]
-            result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
-            if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
-                return result
+        for chain in trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True)[:1]:
+            if chain.root in self.integer and chain.channel_axis == 1:
+                mac = self.integer[chain.root]
+                result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
+                if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
+                    return result
         reason = f"its producer {node.op} '{node.name}' has no quantizer"
-        for chain in self._float_chains(tensor, node):
+        for chain in self._float_chains(tensor):
             result = float_steps(graph, chain)
             if isinstance(result, Steps):
                 if encode_levels(result.levels.levels) is not None:
@@ -143,13 +143,11 @@ class Analysis:
             reason = f"its producer {node.op} '{node.name}' {result}" if not result.startswith("takes many") else reason
         return reason
 
-    def _float_chains(self, tensor: str, node: Node) -> list[Chain]:
-        """Longest first: the whole chain behind a float root, then the last node alone."""
-        whole = trace(self.graph, tensor, stop=lambda name: name in self.integer, through_pool=False)
-        live = {name for name in node.inputs if name and not self.graph.is_constant(name)}
-        last = trace(self.graph, tensor, stop=lambda name: name in live, through_pool=False)
-        chains = [chain for chain in (whole, last) if chain is not None]
-        return chains[:1] if len(chains) == 2 and chains[0].root == chains[1].root else chains
+    def _float_chains(self, tensor: str) -> list[Chain]:
+        """Longest first. The sums of an integer layer are no root: their steps are found exhaustively or not at all."""
+        chains = trace(self.graph, tensor, stop=lambda name: name in self.integer, through_pool=False)
+        floats = [chain for chain in chains if self.graph.dtypes[chain.root] == np.float32]
+        return [chain for chain in floats if chain.root not in self.integer]
 
 
 def analyse(graph: Graph) -> Analysis:

@@ -42,8 +42,8 @@ class Chain:
     free: bool
 
 
-def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> Chain | None:
-    """The longest chain that ends in ``result``. ``stop(tensor)`` says that a tensor is a root, however it was made."""
+def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> list[Chain]:
+    """The chains that end in ``result``, longest first. ``stop(tensor)``: it is a root, however it was made."""
     producers = {name: node for node in graph.nodes for name in node.outputs if name}
     order = {id(node): position for position, node in enumerate(graph.nodes)}
     collected: dict[int, Node] = {}
@@ -51,12 +51,14 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
     frontier = {result}
     # Take the latest node of the frontier apart until a single tensor remains that is a root or cannot be taken apart.
     # The frontier is one tensor wide at every possible root.
-    best: tuple[str, dict[int, Node], Node | None] | None = None
+    found: list[Chain] = []
     while True:
         if len(frontier) == 1:
             tensor = next(iter(frontier))
-            if collected:
-                best = (tensor, dict(collected), pool)
+            nodes = tuple(sorted(collected.values(), key=lambda item: order[id(item)]))
+            chain = _chain(graph, tensor, result, nodes, pool) if nodes else None
+            if chain is not None:
+                found.append(chain)
             if tensor != result and stop(tensor):
                 break
         candidates = [producers[name] for name in frontier if name in producers]
@@ -72,16 +74,18 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
         collected[id(node)] = node
         frontier.discard(node.output)
         frontier |= {name for name in node.inputs if name and not graph.is_constant(name)}
-    if best is None:
-        return None
-    root, members, pool = best
-    nodes = tuple(sorted(members.values(), key=lambda item: order[id(item)]))
+    return found[::-1]
+
+
+def _chain(graph: Graph, root: str, result: str, nodes: tuple[Node, ...], pool: Node | None) -> Chain | None:
     axes = _channel_axes(graph, root, nodes)
     if axes is None:
         return None
     free = not _has_channel_constants(graph, nodes, len(graph.shapes[root]))
     chain = Chain(root, result, nodes, pool, axes[0], axes[1][result], free)
-    return chain if _keeps_order(graph, chain) else None
+    if _keeps_order(graph, chain):
+        return chain
+    return with_result_axis(graph, chain, len(graph.shapes[root]) - 1) if free else None
 
 
 def with_result_axis(graph: Graph, chain: Chain, axis: int) -> Chain | None:
