@@ -112,6 +112,9 @@ class Analysis:
         users = [name for name in self.want_bits if self._root(name) == root]
         return root not in self.want_float and len(users) == 1
 
+    def feeds_bits(self, root: str) -> bool:
+        return any(self._root(name) == root for name in self.want_bits)
+
     def _root(self, tensor: str) -> str | None:
         steps = self.steps.get(tensor)
         return steps.chain.root if isinstance(steps, Steps) else None
@@ -205,6 +208,10 @@ def _mark(analysis: Analysis) -> None:
         analysis.want_float.add(tensor)
         if tensor not in analysis.integer:
             pending.extend(name for name in node.inputs if name)
+    # A layer fuses one quantizer; several share its floats.
+    for root in analysis.integer:
+        if root not in analysis.want_float and not analysis.is_fused(root) and analysis.feeds_bits(root):
+            analysis.want_float.add(root)
 
 
 def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:

@@ -536,3 +536,11 @@ def test_signs_among_transposes_of_any_kind(perm: list[int], place: str, tmp_pat
 def test_a_convolution_whose_weights_are_all_zero(tmp_path: Path) -> None:
     net = Net(("N", 5, 4, 3), seed=7)
     check(net.model(net.conv(net.op("Sign", "x"), np.zeros((3, 5, 1, 1)), np.arange(3))), tmp_path, image(net))
+
+
+def test_two_quantizers_of_one_integer_layer(tmp_path: Path) -> None:
+    net = Net(("N", 24), seed=3)
+    sums = net.op("MatMul", net.op("Sign", "x"), net.constant(net.signs(24, 9)))
+    first = net.op("MatMul", net.op("Sign", sums), net.constant(net.signs(9, 4)))
+    second = where_greater_or_equal(net, net.op("Sub", sums, net.constant(2.0)))
+    check(net.model(first, outputs=(second,)), tmp_path, image(net, 20))
