@@ -118,6 +118,8 @@ class VerifyReport:
         lines = [f"{self.tacbin} against {self.onnx}", f"{self.samples} samples ({self.data})"]
         for output in self.outputs:
             verdict = "ok" if output.ok else "DIFFERS"
+            if self.rounding_flips:
+                verdict += f" in the {self.samples - self.rounding_flips} samples that decide; over all"
             lines.append(
                 f"  output '{output.name}': {verdict}, max abs diff {output.max_abs_diff:.3g}, "
                 f"relative to the largest output {output.max_rel_diff:.3g} (tolerance {self.tolerance:g})"
