@@ -118,6 +118,7 @@ def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, take_min: Array 
         fields["take_min"] = take_min.astype(np.uint8)
     if node.attrs.get("ceil_mode", 0):
         _extend_ceil(fields, bits.dims, dims)
+    require_taps(node, fields, bits.dims, dims)
     holds = node.output if take_min is None else ""
     emit = lowering.emit
     tensor = emit.op("bit_pool", node, fields, dims, dtype="bits", encoding=bits.encoding, holds=holds, layout="nhwc")
@@ -133,6 +134,17 @@ def _extend_ceil(fields: dict[str, Any], before: tuple[int, ...], after: tuple[i
         )
         missing = reach - (before[axis] + fields["pads"][axis] + fields["pads"][axis + 2])
         fields["pads"][axis + 2] += max(0, missing)
+
+
+def require_taps(node: Node, fields: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> None:
+    """Refuses a pool with an output that has no input: the maximum of nothing, or the mean of padding."""
+    for axis in range(2):
+        begin = np.arange(after[axis]) * fields["strides"][axis] - fields["pads"][axis]
+        taps = begin[:, None] + np.arange(fields["kernel"][axis]) * fields["dilations"][axis]
+        seen = np.any((taps >= 0) & (taps < before[axis]), axis=1)
+        if not np.all(seen):
+            side = ("row", "column")[axis]
+            raise NotLowered(node, f"its output {side} {int(np.argmin(seen))} is a window of padding only")
 
 
 def window_fields(node: Node) -> dict[str, Any]:

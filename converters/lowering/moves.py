@@ -8,7 +8,7 @@ import numpy as np
 
 from ..graph import Array, Batch, Node
 from .emitter import NotLowered, Stored
-from .integer import window_fields
+from .integer import require_taps, window_fields
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -78,6 +78,7 @@ def pool(lowering: Lowering, node: Node) -> Stored:
     stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
     kind = "max" if node.op == "MaxPool" else "average"
     fields: dict[str, Any] = {"input": stored.tensor, "kind": kind, **window_fields(node)}
+    require_taps(node, fields, stored.dims, dims)
     fields["count_include_pad"] = bool(node.attrs.get("count_include_pad", 0))
     tensor = emit.op("pool", node, fields, dims, holds=node.output, layout="nhwc")
     emit.row(node, "pool", f"{kind} pool", dims, "32", 0, 0)

@@ -443,6 +443,15 @@ def test_images_are_normalised_as_numpy_does(layout: str, tmp_path: Path) -> Non
 # Refusals
 
 
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_pool_window_of_padding_only_is_refused_by_name(quantized: bool, tmp_path: Path) -> None:
+    net = Net(("N", 3, 2, 4))
+    hidden = net.op("Sign" if quantized else "Relu", "x")
+    hidden = net.op("MaxPool", hidden, kernel_shape=[2, 1], dilations=[3, 1], pads=[1, 0, 1, 0])
+    with pytest.raises(UnsupportedModelError, match=r"'MaxPool_1' \(MaxPool\): its output row 0 .* padding only"):
+        convert(net.model(net.conv(hidden, net.signs(2, 3, 1, 1))), tmp_path)
+
+
 def test_every_offender_is_named_with_its_reason(tmp_path: Path) -> None:
     net = Net(("N", 4, 8, 8))
     first = net.op("Erf", "x")
