@@ -477,6 +477,19 @@ TEST(Executor, BinaryConvOverTheWholeMap) {
   }
 }
 
+TEST(Executor, BinaryConvWithTapsFarOutsideTheMap) {
+  // Taps that step over the map, windows wholly in the padding, all kinds of overlap.
+  for (const Window& w : std::vector<Window>{{{5, 7}, {1, 1}, {1, 1}, {9, 8, 7, 9}},
+                                             {{3, 2}, {2, 3}, {4, 9}, {5, 6, 8, 4}},
+                                             {{2, 4}, {7, 5}, {3, 2}, {4, 0, 3, 11}}}) {
+    for (const Encoding& in : {test::kBinary, test::kSignZero, kFallingByThree}) {
+      Builder b(static_cast<std::uint32_t>(w.kernel[0] * 10) + in.n_levels);
+      b.output(b.binary_conv(b.quantize(b.input({3, 4, 6}), in), w, 9, 3));
+      expect_naive(b.graph());
+    }
+  }
+}
+
 TEST(Executor, BatchBeyondOneTileOfTheFullyConnected) {
   Builder b(3);
   b.output(b.binary_conv(b.quantize(b.input({70}), test::kTwoBit), {}, 40, 1));

@@ -96,13 +96,13 @@ TapClasses classify(std::size_t out, std::size_t in, std::size_t kernel, std::si
   TapClasses classes;
   std::map<TapRange, std::uint32_t> known;
   for (std::size_t o = 0; o < out; ++o) {
-    TapRange range{0, 0};
-    for (std::size_t k = 0; k < kernel; ++k) {
-      const std::size_t padded = o * stride + k * dilation;
-      if (padded < pad || padded - pad >= in) continue;
-      if (range.second == 0) range.first = k;
-      range.second = k + 1;
-    }
+    // Tap k lies at begin + k * dilation of the padded map. In closed form: a loop over the taps of
+    // a long kernel would make a small file take hours to load.
+    const std::size_t begin = o * stride;
+    const std::size_t first = begin >= pad ? 0 : ceil_div(pad - begin, dilation);
+    const std::size_t end =
+        begin >= pad + in ? 0 : std::min(kernel, ceil_div(pad + in - begin, dilation));
+    const TapRange range = first < end ? TapRange{first, end} : TapRange{0, 0};
     const auto [it, added] = known.try_emplace(range, static_cast<std::uint32_t>(known.size()));
     if (added) classes.ranges.push_back(range);
     classes.class_of.push_back(it->second);
