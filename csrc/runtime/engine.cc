@@ -377,9 +377,19 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
         {inputs_[i].name, "input", image ? "image_table" : "nan_check", 0.0, 0,
          n_samples * (inputs_[i].sample_bytes() + (image ? inputs_[i].image_bytes() : 0))});
   }
-  for (const auto& [step, offset] : plan_->steps) {
-    rows.push_back({step->name, std::string(step->kind), step->kernel, 0.0, n_samples * step->macs,
-                    step->param_bytes + n_samples * step->io_bytes});
+  for (const PlannedStep& planned : plan_->steps) {
+    const Step& leader = *planned.step;
+    StepProfile row{leader.name, std::string(leader.kind), leader.kernel, 0.0, 0, 0};
+    const auto count = [&](const Step& step) {
+      row.macs += n_samples * step.macs;
+      row.bytes += step.param_bytes + n_samples * step.io_bytes;
+    };
+    count(leader);
+    for (const auto& follower : planned.followers) {
+      row.kernel += " + " + std::string(follower->kind);
+      count(*follower);
+    }
+    rows.push_back(std::move(row));
   }
   for (const OutputCopy& copy : plan_->copies) {
     rows.push_back({outputs_[copy.output].name, "output", "copy", 0.0, 0,

@@ -49,10 +49,11 @@ struct InputArray {
 };
 
 struct StepProfile {
-  std::string name, kind, kernel;
-  double seconds = 0.0;   // median over the runs, whole batch
-  std::size_t macs = 0;   // whole batch
-  std::size_t bytes = 0;  // parameters, plus what is read and written for the whole batch
+  std::string name, kind;  // of the step that leads
+  std::string kernel;      // its kernel, " + " the kinds of the elementwise steps fused into it
+  double seconds = 0.0;    // median over the runs, whole batch
+  std::size_t macs = 0;    // whole batch
+  std::size_t bytes = 0;   // parameters, plus what is read and written for the whole batch
 };
 
 // Immutable after construction apart from a list of spare arenas behind a mutex; run() and

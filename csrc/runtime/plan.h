@@ -28,6 +28,7 @@ struct OutputCopy {
 
 struct PlannedStep {
   std::unique_ptr<Step> step;
+  std::vector<std::unique_ptr<Step>> followers;  // those of `step`
   std::size_t scratch_offset = 0;  // of its per-sample scratch in the arena, per sample
 };
 

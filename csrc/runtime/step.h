@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -46,13 +47,33 @@ struct RunContext {
   }
 };
 
+struct PrepareContext;
+
+// A rectangle of a tensor [rows][channels] of one sample: what a step makes at a time. It begins at
+// a whole word of channels and ends at one or with the last channel.
+struct Tile {
+  std::size_t sample, row, n_rows, channel, n_channels;
+};
+
 // One prepared op: packed weights, tables and the choice of how to split the work. Immutable once
-// prepared, so one Step may run in many contexts at once. The calls of a float kernel are cut by
+// planned, so one Step may run in many contexts at once. The calls of a float kernel are cut by
 // shapes alone, never by the number of threads, so that a result does not depend on it.
+//
+// Elementwise ops follow the step that makes their input, tile by tile: as a chain in registers as
+// far as it goes, the others while the tile is in the cache.
 class Step {
  public:
   virtual ~Step() = default;
   virtual void run(const RunContext& ctx) const noexcept = 0;
+  // Where `follows`: makes a tile of the output from the same tile of the inputs.
+  virtual void run_tile(const RunContext&, const Tile&) const noexcept {}
+  // Whether the step can be an op of a chain that holds `value`, one of its inputs, in registers.
+  virtual bool chains(TensorId /*value*/) const noexcept { return false; }
+  // That op, for a tile.
+  virtual kernels::ChainOp chain_op(const RunContext&, const Tile&,
+                                    TensorId /*value*/) const noexcept {
+    return {};
+  }
 
   std::string name;             // of the op
   std::string_view kind;        // "binary_conv"
@@ -62,6 +83,59 @@ class Step {
   std::size_t io_bytes = 0;     // read and written per sample, filled in by the plan
   std::size_t sample_scratch_bytes = 0;  // per sample, contents undefined at the start of run()
   std::size_t thread_scratch_bytes = 0;  // per thread
+
+  bool follows = false;
+  enum class Leads : std::uint8_t {
+    kNot,
+    kFromMemory,     // run() calls finish_tile() for every tile of its output once it is written,
+    kFromRegisters,  // or instead of writing it
+  };
+  Leads leads = Leads::kNot;
+
+  // What the plan chooses; alone, a step writes its output. A link is a step and the value that it
+  // takes or, without a step, a value that goes to memory.
+  struct Link {
+    const Step* step;
+    TensorId value;
+  };
+  std::vector<Link> chain;
+  std::vector<const Step*> followers;  // in order, those behind the chain
+
+ protected:
+  // Announces that the step makes `output` in tiles.
+  void lead(Leads how, TensorId output, const PrepareContext& ctx);
+  void finish_tile(const RunContext& ctx, const Tile& tile) const noexcept;  // kFromMemory
+  // kFromRegisters: `first` makes the output of accumulators [row][stride].
+  void finish_tile(const RunContext& ctx, const Tile& tile, const std::int32_t* acc,
+                   std::size_t stride, const kernels::ChainOp& first) const noexcept;
+
+ private:
+  void run_chain(const RunContext& ctx, const Tile& tile, const kernels::ChainSource& source,
+                 const kernels::ChainOp* first) const noexcept;
+
+  kernels::chain_f32_fn chain_kernel_ = nullptr;
+  TensorId made_ = 0;
+  std::size_t made_rows_ = 0, made_channels_ = 0;
+};
+
+// Links of a chain, at most.
+inline constexpr std::size_t kMaxChain = 30;
+
+// An elementwise op: run() is run_tile() over all of it.
+class TileStep : public Step {
+ public:
+  void run(const RunContext& ctx) const noexcept final;
+
+ protected:
+  TileStep(TensorId output, const PrepareContext& ctx);
+  // Index of the tile's first value.
+  std::size_t first_of(const Tile& tile) const noexcept {
+    return (tile.sample * rows_ + tile.row) * channels_ + tile.channel;
+  }
+  std::size_t rows_, channels_;  // of the output
+
+ private:
+  std::size_t rows_per_item_, channels_per_item_;
 };
 
 struct PrepareContext {

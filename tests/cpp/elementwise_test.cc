@@ -1,9 +1,12 @@
 #include "kernels/elementwise/elementwise.h"
 
+#include <functional>
 #include <limits>
+#include <memory>
 
 #include "backends_under_test.h"
 #include "float_testing.h"
+#include "reference/step_function.h"
 
 namespace tac::kernels {
 namespace {
@@ -81,7 +84,7 @@ class ElementwiseF32 : public testing::TestWithParam<BackendInfo> {
     GuardedBuffer<float> ys(x.size(), offset);
     test::fill(xs, x);
     float* y = in_place ? xs.data() : ys.data();
-    kernels().unary_f32(kind, alpha, beta, xs.data(), x.size(), y);
+    kernels().unary_f32(kind, alpha, beta, 1, x.size(), xs.data(), 0, y, 0);
     for (std::size_t i = 0; i < x.size(); ++i) {
       const float expected = reference::unary(kind, alpha, beta, x[i]);
       // A zero of either sign is the same value: max(-0, 0) has no fixed sign in ONNX.
@@ -131,7 +134,8 @@ TEST_P(ElementwiseF32, AffineIsBitEqualToTwoRoundings) {
       test::fill(scale, random.values(channels, test::Data::kReal));
       test::fill(shift, random.values(channels, test::Data::kReal));
       test::fill(x, random.values(channels * n_rows, test::Data::kReal));
-      kernels().affine_f32(scale.data(), shift.data(), channels, x.data(), n_rows, y.data());
+      kernels().affine_f32(scale.data(), shift.data(), channels, n_rows, x.data(), channels,
+                           y.data(), channels);
       for (std::size_t i = 0; i < x.size(); ++i) {
         const volatile float product =
             scale[i % channels] * x[i];  // volatile: rounded before the sum
@@ -139,7 +143,8 @@ TEST_P(ElementwiseF32, AffineIsBitEqualToTwoRoundings) {
             << channels << " channels, value " << i;
       }
       EXPECT_TRUE(y.intact());
-      kernels().affine_f32(scale.data(), shift.data(), channels, x.data(), n_rows, x.data());
+      kernels().affine_f32(scale.data(), shift.data(), channels, n_rows, x.data(), channels,
+                           x.data(), channels);
       for (std::size_t i = 0; i < x.size(); ++i)
         ASSERT_TRUE(test::same_bits(y[i], x[i])) << "in place";
       EXPECT_TRUE(x.intact());
@@ -161,7 +166,8 @@ TEST_P(ElementwiseF32, BinaryAgreesForEverySizeAndBroadcast) {
           GuardedBuffer<float> a(av.size(), 1), b(bv.size(), n % 4), y(n, 3);
           test::fill(a, av);
           test::fill(b, bv);
-          kernels().binary_f32(kind, a.data(), a_step, b.data(), b_step, n, y.data());
+          kernels().binary_f32(kind, {a.data(), 0, a_step}, {b.data(), 0, b_step}, 1, n, y.data(),
+                               0);
           for (std::size_t i = 0; i < n; ++i) {
             const float expected = reference::binary(kind, av[i * a_step], bv[i * b_step]);
             ASSERT_TRUE(kind == BinaryKind::kPow ? close(y[i], expected)
@@ -172,7 +178,8 @@ TEST_P(ElementwiseF32, BinaryAgreesForEverySizeAndBroadcast) {
           // In place of either operand that has a value of its own per result.
           GuardedBuffer<float>& place = a_step == 1 ? a : b;
           if (a_step + b_step == 0) continue;
-          kernels().binary_f32(kind, a.data(), a_step, b.data(), b_step, n, place.data());
+          kernels().binary_f32(kind, {a.data(), 0, a_step}, {b.data(), 0, b_step}, 1, n,
+                               place.data(), 0);
           for (std::size_t i = 0; i < n; ++i)
             ASSERT_TRUE(test::same_bits(place[i], y[i])) << "in place, value " << i;
           EXPECT_TRUE(place.intact());
@@ -195,7 +202,7 @@ TEST_P(ElementwiseF32, BinaryAgreesAtSpecialValues) {
   for (const BinaryKind kind : kBinaryKinds) {
     SCOPED_TRACE(EnumNames<BinaryKind>::kNames[static_cast<std::size_t>(kind)]);
     std::vector<float> y(a.size());
-    kernels().binary_f32(kind, a.data(), 1, b.data(), 1, a.size(), y.data());
+    kernels().binary_f32(kind, {a.data(), 0, 1}, {b.data(), 0, 1}, 1, a.size(), y.data(), 0);
     for (std::size_t i = 0; i < y.size(); ++i) {
       const float expected = reference::binary(kind, a[i], b[i]);
       const bool zeros = y[i] == 0.0F && expected == 0.0F &&
@@ -215,8 +222,8 @@ TEST_P(ElementwiseF32, ExactKindsGiveTheBitsOfScalar) {
     if (is_transcendental(kind)) continue;
     std::vector<float> expected(values.size());
     std::vector<float> got(values.size());
-    scalar.unary_f32(kind, 0.2F, 0.5F, values.data(), values.size(), expected.data());
-    kernels().unary_f32(kind, 0.2F, 0.5F, values.data(), values.size(), got.data());
+    scalar.unary_f32(kind, 0.2F, 0.5F, 1, values.size(), values.data(), 0, expected.data(), 0);
+    kernels().unary_f32(kind, 0.2F, 0.5F, 1, values.size(), values.data(), 0, got.data(), 0);
     for (std::size_t i = 0; i < values.size(); ++i) {
       ASSERT_TRUE(test::same_bits(got[i], expected[i]))
           << EnumNames<UnaryKind>::kNames[static_cast<std::size_t>(kind)] << " of " << values[i]
@@ -227,14 +234,233 @@ TEST_P(ElementwiseF32, ExactKindsGiveTheBitsOfScalar) {
     for (const float u : values) {
       std::vector<float> expected(values.size());
       std::vector<float> got(values.size());
-      scalar.binary_f32(kind, &u, 0, values.data(), 1, values.size(), expected.data());
-      kernels().binary_f32(kind, &u, 0, values.data(), 1, values.size(), got.data());
+      scalar.binary_f32(kind, {&u, 0, 0}, {values.data(), 0, 1}, 1, values.size(), expected.data(),
+                        0);
+      kernels().binary_f32(kind, {&u, 0, 0}, {values.data(), 0, 1}, 1, values.size(), got.data(),
+                           0);
       for (std::size_t i = 0; i < values.size(); ++i) {
         ASSERT_TRUE(test::same_bits(got[i], expected[i]))
             << EnumNames<BinaryKind>::kNames[static_cast<std::size_t>(kind)] << " of " << u << ", "
             << values[i] << ": got " << got[i] << ", scalar " << expected[i];
       }
     }
+  }
+}
+
+TEST_P(ElementwiseF32, RectanglesKeepToTheirRows) {
+  test::Random random(5);
+  constexpr std::size_t kRows = 3;
+  for (const std::size_t n : kSizes) {
+    if (n == 0) continue;
+    const std::size_t x_stride = n + 3, y_stride = n + 1;
+    GuardedBuffer<float> x((kRows - 1) * x_stride + n, 1), y((kRows - 1) * y_stride + n, 2),
+        row(n, 3);
+    test::fill(x, random.values(x.size(), test::Data::kReal));
+    test::fill(row, random.values(n, test::Data::kReal));
+    // What `f` makes of row r, column c; the gaps between rows stay.
+    const auto check = [&](const char* what, auto f) {
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        const std::size_t r = i / y_stride, c = i % y_stride;
+        ASSERT_TRUE(test::same_bits(y[i], c < n ? f(r, c) : test::kUntouched))
+            << what << ", n " << n << ", row " << r << ", column " << c;
+      }
+      EXPECT_TRUE(y.intact());
+      std::fill(y.span().begin(), y.span().end(), test::kUntouched);
+    };
+    std::fill(y.span().begin(), y.span().end(), test::kUntouched);
+    kernels().unary_f32(UnaryKind::kNeg, 0, 0, kRows, n, x.data(), x_stride, y.data(), y_stride);
+    check("unary", [&](std::size_t r, std::size_t c) { return -x[r * x_stride + c]; });
+    kernels().affine_f32(row.data(), row.data(), n, kRows, x.data(), x_stride, y.data(), y_stride);
+    check("affine", [&](std::size_t r, std::size_t c) {
+      const volatile float product = row[c] * x[r * x_stride + c];
+      return product + row[c];
+    });
+    kernels().binary_f32(BinaryKind::kSub, {x.data(), x_stride, 1}, {row.data(), 0, 1}, kRows, n,
+                         y.data(), y_stride);
+    check("map and row",
+          [&](std::size_t r, std::size_t c) { return x[r * x_stride + c] - row[c]; });
+    kernels().binary_f32(BinaryKind::kSub, {row.data(), 0, 1}, {x.data(), x_stride, 0}, kRows, n,
+                         y.data(), y_stride);
+    check("row and column", [&](std::size_t r, std::size_t c) { return row[c] - x[r * x_stride]; });
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(ElementwiseF32, ChainsAgreeWithTheirOpsOneByOne) {
+  constexpr std::size_t kChannels[] = {1, 5, 8, 16, 17, 31, 32, 33, 48, 64, 70};
+  constexpr std::size_t kRowCounts[] = {1, 2, 3, 4, 5, 9};
+  test::Random random(6);
+  const std::vector<float> special = special_values();
+  for (std::size_t round = 0; round < 1500; ++round) {
+    const std::size_t channels = kChannels[random.below(std::size(kChannels))];
+    const std::size_t n_rows = kRowCounts[random.below(std::size(kRowCounts))];
+    const std::size_t stride = channels + random.below(4),
+                      n_values = (n_rows - 1) * stride + channels;
+    const std::size_t n_words = (channels + 31) / 32, first_channel = 32 * random.below(3);
+    SCOPED_TRACE(testing::Message() << "round " << round << ", " << n_rows << " rows, " << channels
+                                    << " channels, stride " << stride);
+    const auto value = [&] {
+      return random.below(4) == 0 ? special[random.below(special.size())]
+                                  : random.value(test::Data::kReal);
+    };
+    const auto buffer = [&](std::size_t n) {
+      auto b = std::make_unique<GuardedBuffer<float>>(n, random.below(3));
+      for (float& v : b->span()) v = value();
+      return b;
+    };
+    const bool from_acc = random.below(2) == 0;
+    const auto x = buffer(n_values);
+    GuardedBuffer<std::int32_t> acc(n_values, random.below(3));
+    for (std::int32_t& v : acc.span()) v = static_cast<std::int32_t>(random.below(1U << 31)) - 7;
+    const ChainSource source{from_acc ? acc.data() : nullptr, from_acc ? nullptr : x->data(),
+                             stride};
+    std::vector<float> expected(n_rows * channels);
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const std::size_t at = i / channels * stride + i % channels;
+      expected[i] = from_acc ? static_cast<float>(acc[at]) : (*x)[at];
+    }
+
+    std::vector<ChainOp> ops;
+    std::vector<std::unique_ptr<GuardedBuffer<float>>> floats;
+    std::vector<std::unique_ptr<GuardedBuffer<std::uint32_t>>> words;
+    std::vector<std::unique_ptr<QuantizeParams<float>>> params;
+    std::vector<std::vector<std::uint8_t>> codes;
+    codes.reserve(16);
+    std::vector<std::function<void()>> checks;
+    const auto each = [&](auto f) {
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        expected[i] = f(expected[i], i / channels, i % channels);
+      }
+    };
+    for (std::size_t n_ops = 1 + random.below(6); n_ops > 0; --n_ops) {
+      ChainOp op{};
+      op.kind = static_cast<ChainKind>(random.below(12));
+      switch (op.kind) {
+        case ChainKind::kAffine: {
+          op.a = floats.emplace_back(buffer(channels))->data();
+          op.b = floats.emplace_back(buffer(channels))->data();
+          each([&](float v, std::size_t, std::size_t c) {
+            const volatile float product = op.a[c] * v;
+            return product + op.b[c];
+          });
+          break;
+        }
+        case ChainKind::kRelu:
+        case ChainKind::kClip:
+        case ChainKind::kLeakyRelu: {
+          op.alpha = -0.5F;
+          op.beta = 1.25F;
+          const UnaryKind kind = op.kind == ChainKind::kRelu   ? UnaryKind::kRelu
+                                 : op.kind == ChainKind::kClip ? UnaryKind::kClip
+                                                               : UnaryKind::kLeakyRelu;
+          each([&](float v, std::size_t, std::size_t) {
+            return reference::unary(kind, op.alpha, op.beta, v);
+          });
+          break;
+        }
+        case ChainKind::kStore: {
+          op.y_stride = channels + 2;
+          GuardedBuffer<float>& y =
+              *floats.emplace_back(buffer((n_rows - 1) * op.y_stride + channels));
+          std::fill(y.span().begin(), y.span().end(), test::kUntouched);
+          op.y = y.data();
+          checks.push_back([&y, &channels, stride = op.y_stride, expected] {
+            for (std::size_t i = 0; i < y.size(); ++i) {
+              const std::size_t r = i / stride, c = i % stride;
+              const float e = c < channels ? expected[r * channels + c] : test::kUntouched;
+              // A zero of either sign is the same value: max(-0, 0) has no fixed sign in ONNX.
+              ASSERT_TRUE(test::same_bits(y[i], e) || (y[i] == 0.0F && e == 0.0F))
+                  << "row " << r << ", channel " << c << ": got " << y[i] << ", expected " << e;
+            }
+            EXPECT_TRUE(y.intact());
+          });
+          break;
+        }
+        case ChainKind::kBits: {
+          const std::size_t n_thresholds = 1 + random.below(7),
+                            n_planes = n_thresholds == 1 ? 1 : 3;
+          const std::size_t threshold_stride = first_channel + n_words * 32;
+          GuardedBuffer<float>& thresholds =
+              *floats.emplace_back(buffer(n_thresholds * threshold_stride));
+          for (std::size_t c = 0; c < threshold_stride; ++c) {
+            std::vector<float> column;
+            for (std::size_t t = 0; t < n_thresholds; ++t)
+              column.push_back(random.value(test::Data::kReal));
+            std::sort(column.begin(), column.end());
+            for (std::size_t t = 0; t < n_thresholds; ++t)
+              thresholds[t * threshold_stride + c] = column[t];
+          }
+          GuardedBuffer<std::uint32_t>& flip = *words.emplace_back(
+              std::make_unique<GuardedBuffer<std::uint32_t>>(first_channel / 32 + n_words));
+          for (std::uint32_t& w : flip.span())
+            w = static_cast<std::uint32_t>(random.below(1U << 31));
+          std::vector<std::uint8_t>& code = codes.emplace_back();
+          for (std::size_t t = 0; t <= n_thresholds; ++t)
+            code.push_back(static_cast<std::uint8_t>(random.below(2) == 0 ? t : n_thresholds - t));
+          op.quantize =
+              params
+                  .emplace_back(std::make_unique<QuantizeParams<float>>(QuantizeParams<float>{
+                      first_channel + channels, n_thresholds, n_planes, threshold_stride,
+                      thresholds.data(), flip.data(), code.data()}))
+                  .get();
+          op.first_channel = first_channel;
+          op.out_stride = n_words + 1;
+          op.plane_stride = n_rows * op.out_stride;
+          GuardedBuffer<std::uint32_t>& bits =
+              *words.emplace_back(std::make_unique<GuardedBuffer<std::uint32_t>>(
+                  n_planes * op.plane_stride, random.below(2)));
+          std::fill(bits.span().begin(), bits.span().end(), 0xABCDABCDU);
+          op.bits = bits.data();
+          checks.push_back([&, op, expected, n_thresholds, n_planes] {
+            const QuantizeParams<float>& q = *op.quantize;
+            const std::vector<std::uint8_t> code_of_index(q.code_of_index,
+                                                          q.code_of_index + n_thresholds + 1);
+            for (std::size_t r = 0; r < n_rows; ++r) {
+              std::vector<std::uint32_t> packed(n_planes * n_words, 0);
+              for (std::size_t c = 0; c < channels; ++c) {
+                std::vector<float> column;
+                for (std::size_t t = 0; t < n_thresholds; ++t)
+                  column.push_back(q.thresholds[t * q.threshold_stride + first_channel + c]);
+                const bool down = (q.flip[(first_channel + c) / 32] >> (c % 32) & 1) != 0;
+                const std::uint32_t k =
+                    reference::step_code(expected[r * channels + c], column, down, code_of_index);
+                for (std::size_t p = 0; p < n_planes; ++p)
+                  packed[p * n_words + c / 32] |= (k >> p & 1) << (c % 32);
+              }
+              for (std::size_t p = 0; p < n_planes; ++p) {
+                const std::uint32_t* row = op.bits + p * op.plane_stride + r * op.out_stride;
+                for (std::size_t w = 0; w < n_words; ++w)
+                  ASSERT_EQ(row[w], packed[p * n_words + w]) << "row " << r << ", word " << w;
+                ASSERT_EQ(row[n_words], 0xABCDABCDU);
+              }
+            }
+          });
+          break;
+        }
+        default: {
+          const bool rows = random.below(2) == 0;
+          op.operand.step = random.below(2);
+          op.operand.stride = rows ? channels + 1 : 0;
+          op.operand.data = floats
+                                .emplace_back(buffer((rows ? n_rows - 1 : 0) * op.operand.stride +
+                                                     (op.operand.step == 0 ? 1 : channels)))
+                                ->data();
+          constexpr BinaryKind kKinds[] = {BinaryKind::kAdd, BinaryKind::kSub, BinaryKind::kMul,
+                                           BinaryKind::kMin, BinaryKind::kMax, BinaryKind::kPRelu};
+          const BinaryKind kind =
+              kKinds[static_cast<std::size_t>(op.kind) - static_cast<std::size_t>(ChainKind::kAdd)];
+          each([&](float v, std::size_t r, std::size_t c) {
+            return reference::binary(kind, v,
+                                     op.operand.data[r * op.operand.stride + c * op.operand.step]);
+          });
+          break;
+        }
+      }
+      ops.push_back(op);
+    }
+    kernels().chain_f32(source, n_rows, channels, ops.data(), ops.size());
+    for (const auto& check : checks) check();
+    if (HasFailure()) return;
   }
 }
 

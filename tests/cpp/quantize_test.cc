@@ -299,51 +299,5 @@ TEST_P(Dequantize, LooksUpEveryCode) {
   }
 }
 
-class ScaleI32 : public testing::TestWithParam<BackendInfo> {
- protected:
-  void SetUp() override {
-    if (GetParam().table->scale_i32_f32 == nullptr)
-      GTEST_SKIP() << "served by the next backend down";
-  }
-};
-INSTANTIATE_TEST_SUITE_P(All, ScaleI32, testing::ValuesIn(test::backends_under_test()),
-                         test::backend_test_name);
-
-TEST_P(ScaleI32, RoundsConversionProductAndSumEach) {
-  constexpr std::size_t kRows = 3;
-  std::uint32_t seed = 1;
-  for (const std::size_t channels : kChannels) {
-    for (const std::size_t gap : {0U, 5U}) {
-      SCOPED_TRACE(testing::Message() << channels << " channels, gap " << gap << ", seed " << seed);
-      std::mt19937 random(seed);
-      GuardedBuffer<float> scale(channels, seed % 5), bias(channels, seed % 3);
-      for (float& v : scale.span()) v = std::ldexp(static_cast<float>(random()), -31) - 1.0F;
-      for (float& v : bias.span()) v = std::ldexp(static_cast<float>(random()), -10) - 1.0F;
-      const std::size_t acc_stride = channels + gap, y_stride = channels + 2 * gap;
-      GuardedBuffer<std::int32_t> acc((kRows - 1) * acc_stride + channels, seed % 7);
-      for (std::int32_t& v : acc.span()) v = static_cast<std::int32_t>(random());
-      acc[0] = std::numeric_limits<std::int32_t>::min();
-      GuardedBuffer<float> y((kRows - 1) * y_stride + channels, seed % 2);
-      std::ranges::fill(y.span(), -1.0F);
-      std::vector<float> expected(y.size(), -1.0F);
-      for (std::size_t row = 0; row < kRows; ++row) {
-        for (std::size_t c = 0; c < channels; ++c) {
-          const volatile float converted = static_cast<float>(acc[row * acc_stride + c]);
-          const volatile float product = scale[c] * converted;  // volatile: never fused
-          expected[row * y_stride + c] = product + bias[c];
-        }
-      }
-      GetParam().table->scale_i32_f32(scale.data(), bias.data(), channels, acc.data(), kRows,
-                                      acc_stride, y.data(), y_stride);
-      ASSERT_TRUE(y.intact());
-      for (std::size_t i = 0; i < y.size(); ++i) {
-        ASSERT_EQ(std::bit_cast<std::uint32_t>(y[i]), std::bit_cast<std::uint32_t>(expected[i]))
-            << "value " << i;
-      }
-      ++seed;
-    }
-  }
-}
-
 }  // namespace
 }  // namespace tac::kernels

@@ -8,7 +8,6 @@ constinit const KernelTable table = {
     .quantize_i32_bits = quantize_i32_bits,
     .quantize_f32_bits = quantize_f32_bits,
     .dequantize_bits_f32 = dequantize_bits_f32,
-    .scale_i32_f32 = scale_i32_f32,
     .bit_pool_bits = bit_pool_bits,
     .codebook_linear_f32 = codebook_linear_f32,
     .linear_f32 = linear_f32,
@@ -17,6 +16,7 @@ constinit const KernelTable table = {
     .affine_f32 = affine_f32,
     .unary_f32 = unary_f32,
     .binary_f32 = binary_f32,
+    .chain_f32 = chain_f32,
     .softmax_f32 = softmax_f32,
 };
 

@@ -24,59 +24,84 @@ static inline float sign(float x) {
 }
 
 template <class F>
-static inline void map(const float* x, std::size_t n, float* y, F f) {
-  for (std::size_t i = 0; i < n; ++i) y[i] = f(x[i]);
+static inline void map(std::size_t n_rows, std::size_t n, const float* x, std::size_t x_stride,
+                       float* y, std::size_t y_stride, F f) {
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    for (std::size_t i = 0; i < n; ++i) y[r * y_stride + i] = f(x[r * x_stride + i]);
+  }
 }
 
 template <class F>
-static inline void map2(const float* a, std::size_t a_step, const float* b, std::size_t b_step,
-                        std::size_t n, float* y, F f) {
-  for (std::size_t i = 0; i < n; ++i) y[i] = f(a[i * a_step], b[i * b_step]);
+static inline void map2(BinaryOperand a, BinaryOperand b, std::size_t n_rows, std::size_t n,
+                        float* y, std::size_t y_stride, F f) {
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    for (std::size_t i = 0; i < n; ++i) {
+      y[r * y_stride + i] = f(a.data[r * a.stride + i * a.step], b.data[r * b.stride + i * b.step]);
+    }
+  }
+}
+
+static inline float chain_value(const ChainOp& op, std::size_t r, std::size_t c, float v) {
+  const float* o = op.operand.data;
+  const float b = o == nullptr ? 0.0F : o[r * op.operand.stride + c * op.operand.step];
+  switch (op.kind) {
+    case ChainKind::kAffine: return op.a[c] * v + op.b[c];
+    case ChainKind::kRelu: return at_least(v, 0.0F);
+    case ChainKind::kClip: return at_most(at_least(v, op.alpha), op.beta);
+    case ChainKind::kLeakyRelu: return v < 0.0F ? op.alpha * v : v;
+    case ChainKind::kAdd: return v + b;
+    case ChainKind::kSub: return v - b;
+    case ChainKind::kMul: return v * b;
+    case ChainKind::kMin: return v != v || v < b ? v : b;
+    case ChainKind::kMax: return v != v || v > b ? v : b;
+    case ChainKind::kPRelu: return v < 0.0F ? b * v : v;
+    case ChainKind::kStore:
+    case ChainKind::kBits: break;
+  }
+  return v;
 }
 
 }  // namespace
 
-void affine_f32(const float* scale, const float* shift, std::size_t channels, const float* x,
-                std::size_t n_rows, float* y) {
+void affine_f32(const float* scale, const float* shift, std::size_t channels, std::size_t n_rows,
+                const float* x, std::size_t x_stride, float* y, std::size_t y_stride) {
   for (std::size_t r = 0; r < n_rows; ++r) {
     for (std::size_t c = 0; c < channels; ++c)
-      y[r * channels + c] = scale[c] * x[r * channels + c] + shift[c];
+      y[r * y_stride + c] = scale[c] * x[r * x_stride + c] + shift[c];
   }
 }
 
-void unary_f32(UnaryKind kind, float alpha, float beta, const float* x, std::size_t n, float* y) {
+void unary_f32(UnaryKind kind, float alpha, float beta, std::size_t n_rows, std::size_t n,
+               const float* x, std::size_t x_stride, float* y, std::size_t y_stride) {
+  const auto apply = [=](auto f) { map(n_rows, n, x, x_stride, y, y_stride, f); };
   switch (kind) {
-    case UnaryKind::kRelu: map(x, n, y, [](float v) { return at_least(v, 0.0F); }); break;
-    case UnaryKind::kClip:
-      map(x, n, y, [=](float v) { return at_most(at_least(v, alpha), beta); });
-      break;
-    case UnaryKind::kLeakyRelu:
-      map(x, n, y, [=](float v) { return v < 0.0F ? alpha * v : v; });
-      break;
-    case UnaryKind::kSigmoid: map(x, n, y, sigmoid); break;
-    case UnaryKind::kTanh: map(x, n, y, tanhf); break;
+    case UnaryKind::kRelu: apply([](float v) { return at_least(v, 0.0F); }); break;
+    case UnaryKind::kClip: apply([=](float v) { return at_most(at_least(v, alpha), beta); }); break;
+    case UnaryKind::kLeakyRelu: apply([=](float v) { return v < 0.0F ? alpha * v : v; }); break;
+    case UnaryKind::kSigmoid: apply(sigmoid); break;
+    case UnaryKind::kTanh: apply(tanhf); break;
     case UnaryKind::kHardSigmoid:
-      map(x, n, y, [=](float v) { return at_most(at_least(alpha * v + beta, 0.0F), 1.0F); });
+      apply([=](float v) { return at_most(at_least(alpha * v + beta, 0.0F), 1.0F); });
       break;
     case UnaryKind::kHardSwish:
-      map(x, n, y, [](float v) { return v * at_most(at_least(v / 6.0F + 0.5F, 0.0F), 1.0F); });
+      apply([](float v) { return v * at_most(at_least(v / 6.0F + 0.5F, 0.0F), 1.0F); });
       break;
-    case UnaryKind::kAbs: map(x, n, y, fabsf); break;
-    case UnaryKind::kNeg: map(x, n, y, [](float v) { return -v; }); break;
-    case UnaryKind::kSqrt: map(x, n, y, sqrtf); break;
-    case UnaryKind::kExp: map(x, n, y, expf); break;
-    case UnaryKind::kSign: map(x, n, y, sign); break;
-    case UnaryKind::kFloor: map(x, n, y, floorf); break;
-    case UnaryKind::kCeil: map(x, n, y, ceilf); break;
+    case UnaryKind::kAbs: apply(fabsf); break;
+    case UnaryKind::kNeg: apply([](float v) { return -v; }); break;
+    case UnaryKind::kSqrt: apply(sqrtf); break;
+    case UnaryKind::kExp: apply(expf); break;
+    case UnaryKind::kSign: apply(sign); break;
+    case UnaryKind::kFloor: apply(floorf); break;
+    case UnaryKind::kCeil: apply(ceilf); break;
     case UnaryKind::kRound:
-      map(x, n, y, rintf);
+      apply(rintf);
       break;  // to even, the rounding mode of every thread of ours
   }
 }
 
-void binary_f32(BinaryKind kind, const float* a, std::size_t a_step, const float* b,
-                std::size_t b_step, std::size_t n, float* y) {
-  const auto apply = [=](auto f) { map2(a, a_step, b, b_step, n, y, f); };
+void binary_f32(BinaryKind kind, BinaryOperand a, BinaryOperand b, std::size_t n_rows,
+                std::size_t n, float* y, std::size_t y_stride) {
+  const auto apply = [=](auto f) { map2(a, b, n_rows, n, y, y_stride, f); };
   switch (kind) {
     case BinaryKind::kAdd: apply([](float u, float v) { return u + v; }); break;
     case BinaryKind::kSub: apply([](float u, float v) { return u - v; }); break;
@@ -86,6 +111,42 @@ void binary_f32(BinaryKind kind, const float* a, std::size_t a_step, const float
     case BinaryKind::kMax: apply([](float u, float v) { return u != u || u > v ? u : v; }); break;
     case BinaryKind::kPow: apply(powf); break;
     case BinaryKind::kPRelu: apply([](float u, float v) { return u < 0.0F ? v * u : u; }); break;
+  }
+}
+
+void chain_f32(const ChainSource& source, std::size_t n_rows, std::size_t n_channels,
+               const ChainOp* ops, std::size_t n_ops) {
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    for (const ChainOp* op = ops; op != ops + n_ops; ++op) {
+      if (op->kind != ChainKind::kBits) continue;
+      const std::size_t n_words = local_ceil_div(n_channels, 32);
+      for (std::size_t plane = 0; plane < op->quantize->n_planes; ++plane) {
+        for (std::size_t w = 0; w < n_words; ++w)
+          op->bits[plane * op->plane_stride + r * op->out_stride + w] = 0;
+      }
+    }
+    for (std::size_t c = 0; c < n_channels; ++c) {
+      float v = source.acc != nullptr ? static_cast<float>(source.acc[r * source.stride + c])
+                                      : source.x[r * source.stride + c];
+      for (const ChainOp* op = ops; op != ops + n_ops; ++op) {
+        if (op->kind == ChainKind::kStore) {
+          op->y[r * op->y_stride + c] = v;
+        } else if (op->kind == ChainKind::kBits) {
+          const QuantizeParams<float>& q = *op->quantize;
+          std::size_t n = 0;
+          for (std::size_t t = 0; t < q.n_thresholds; ++t)
+            n += v >= q.thresholds[t * q.threshold_stride + op->first_channel + c] ? 1 : 0;
+          const std::uint32_t flip = q.flip[(op->first_channel + c) / 32];
+          if ((flip >> (c % 32) & 1) != 0) n = q.n_thresholds - n;
+          for (std::size_t plane = 0; plane < q.n_planes; ++plane) {
+            op->bits[plane * op->plane_stride + r * op->out_stride + c / 32] |=
+                static_cast<std::uint32_t>(q.code_of_index[n] >> plane & 1) << (c % 32);
+          }
+        } else {
+          v = chain_value(*op, r, c, v);
+        }
+      }
+    }
   }
 }
 

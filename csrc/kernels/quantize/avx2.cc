@@ -169,22 +169,4 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-void scale_i32_f32(const float* scale, const float* bias, std::size_t channels,
-                   const std::int32_t* acc, std::size_t n_rows, std::size_t acc_stride, float* y,
-                   std::size_t y_stride) {
-  for (std::size_t row = 0; row < n_rows; ++row, acc += acc_stride, y += y_stride) {
-    std::size_t c = 0;
-    for (; c + 8 <= channels; c += 8) {
-      const __m256 product = _mm256_mul_ps(
-          _mm256_loadu_ps(scale + c),
-          _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(acc + c))));
-      _mm256_storeu_ps(y + c, _mm256_add_ps(product, _mm256_loadu_ps(bias + c)));
-    }
-    for (; c < channels; ++c) {
-      const float product = scale[c] * static_cast<float>(acc[c]);
-      y[c] = product + bias[c];
-    }
-  }
-}
-
 }  // namespace tac::kernels::avx2

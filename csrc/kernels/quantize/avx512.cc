@@ -152,18 +152,4 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-void scale_i32_f32(const float* scale, const float* bias, std::size_t channels,
-                   const std::int32_t* acc, std::size_t n_rows, std::size_t acc_stride, float* y,
-                   std::size_t y_stride) {
-  for (std::size_t row = 0; row < n_rows; ++row, acc += acc_stride, y += y_stride) {
-    for (std::size_t c = 0; c < channels; c += 16) {
-      const __mmask16 valid = valid_lanes(channels, c);
-      const __m512 sums = _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(valid, acc + c));
-      const __m512 product = _mm512_mul_ps(_mm512_maskz_loadu_ps(valid, scale + c), sums);
-      _mm512_mask_storeu_ps(y + c, valid,
-                            _mm512_add_ps(product, _mm512_maskz_loadu_ps(valid, bias + c)));
-    }
-  }
-}
-
 }  // namespace tac::kernels::avx512

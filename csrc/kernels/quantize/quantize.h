@@ -47,10 +47,4 @@ using dequantize_bits_f32_fn = void (*)(const DequantizeParams& params, const st
                                         std::size_t n_rows, std::size_t in_stride,
                                         std::size_t plane_stride, float* y);
 
-// y[r * y_stride + c] = scale[c] * float(acc[r * acc_stride + c]) + bias[c]; multiply and add round
-// separately, so all backends give the same bits.
-using scale_i32_f32_fn = void (*)(const float* scale, const float* bias, std::size_t channels,
-                                  const std::int32_t* acc, std::size_t n_rows,
-                                  std::size_t acc_stride, float* y, std::size_t y_stride);
-
 }  // namespace tac::kernels

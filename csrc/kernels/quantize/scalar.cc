@@ -54,15 +54,4 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-void scale_i32_f32(const float* scale, const float* bias, std::size_t channels,
-                   const std::int32_t* acc, std::size_t n_rows, std::size_t acc_stride, float* y,
-                   std::size_t y_stride) {
-  for (std::size_t row = 0; row < n_rows; ++row, acc += acc_stride, y += y_stride) {
-    for (std::size_t c = 0; c < channels; ++c) {
-      const float product = scale[c] * static_cast<float>(acc[c]);
-      y[c] = product + bias[c];
-    }
-  }
-}
-
 }  // namespace tac::kernels::scalar

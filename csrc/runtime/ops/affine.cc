@@ -9,50 +9,56 @@ namespace tac {
 
 namespace {
 
-constexpr std::size_t kElementsPerItem = 8192;
 // Few channels are repeated until a kernel row is this long, so that it fills vector registers.
 constexpr std::size_t kMinRow = 128;
 
-class AffineStep final : public Step {
+class AffineStep final : public TileStep {
  public:
   AffineStep(const Affine& op, const PrepareContext& ctx)
-      : input_(op.input), output_(op.output), kernel_(ctx.kernels().affine_f32) {
-    const auto [rows, channels] = rows_of(ctx.tensor(op.input));
-    std::size_t repeat = 1;
-    for (std::size_t r = 2; r <= rows && channels * r <= kMinRow; ++r) {
-      if (rows % r == 0) repeat = r;
+      : TileStep(op.output, ctx),
+        input_(op.input),
+        output_(op.output),
+        repeat_(std::max<std::size_t>(1, kMinRow / channels_)),
+        kernel_(ctx.kernels().affine_f32) {
+    scale_ = AlignedBuffer<float>(channels_ * repeat_);
+    shift_ = AlignedBuffer<float>(channels_ * repeat_);
+    const AlignedBuffer<float> scale = expand(op.scale, channels_),
+                               shift = expand(op.shift, channels_);
+    for (std::size_t r = 0; r < repeat_; ++r) {
+      std::copy_n(scale.data(), channels_, scale_.data() + r * channels_);
+      std::copy_n(shift.data(), channels_, shift_.data() + r * channels_);
     }
-    rows_ = rows / repeat;
-    channels_ = channels * repeat;
-    scale_ = AlignedBuffer<float>(channels_);
-    shift_ = AlignedBuffer<float>(channels_);
-    const AlignedBuffer<float> scale = expand(op.scale, channels),
-                               shift = expand(op.shift, channels);
-    for (std::size_t r = 0; r < repeat; ++r) {
-      std::copy_n(scale.data(), channels, scale_.data() + r * channels);
-      std::copy_n(shift.data(), channels, shift_.data() + r * channels);
-    }
-    rows_per_item_ = std::max<std::size_t>(1, kElementsPerItem / channels_);
     kernel = ctx.kernel_label(KernelId::affine_f32);
-    macs = rows * channels;
+    macs = rows_ * channels_;
     param_bytes = scale_.bytes() + shift_.bytes();
   }
 
-  void run(const RunContext& ctx) const noexcept override {
-    const float* x = ctx.read<float>(input_);
-    float* y = ctx.write<float>(output_);
-    const std::size_t rows = ctx.n_samples * rows_;
-    ctx.pool->parallel_for(ceil_div(rows, rows_per_item_), [&](std::size_t begin, std::size_t end,
-                                                               std::size_t) {
-      const std::size_t first = begin * rows_per_item_, last = std::min(rows, end * rows_per_item_);
-      kernel_(scale_.data(), shift_.data(), channels_, x + first * channels_, last - first,
-              y + first * channels_);
-    });
+  void run_tile(const RunContext& ctx, const Tile& t) const noexcept override {
+    const std::size_t first = first_of(t);
+    const float* x = ctx.read<float>(input_) + first;
+    float* y = ctx.write<float>(output_) + first;
+    std::size_t row = 0;
+    if (t.n_channels == channels_ && repeat_ > 1) {
+      const std::size_t long_row = repeat_ * channels_;
+      kernel_(scale_.data(), shift_.data(), long_row, t.n_rows / repeat_, x, long_row, y, long_row);
+      row = t.n_rows / repeat_ * repeat_;
+    }
+    kernel_(scale_.data() + t.channel, shift_.data() + t.channel, t.n_channels, t.n_rows - row,
+            x + row * channels_, channels_, y + row * channels_, channels_);
+  }
+
+  bool chains(TensorId) const noexcept override { return true; }
+  kernels::ChainOp chain_op(const RunContext&, const Tile& t, TensorId) const noexcept override {
+    kernels::ChainOp op{};
+    op.kind = kernels::ChainKind::kAffine;
+    op.a = scale_.data() + t.channel;
+    op.b = shift_.data() + t.channel;
+    return op;
   }
 
  private:
   TensorId input_, output_;
-  std::size_t rows_ = 0, channels_ = 0, rows_per_item_ = 0;
+  std::size_t repeat_;
   AlignedBuffer<float> scale_, shift_;
   kernels::affine_f32_fn kernel_;
 };

@@ -126,8 +126,7 @@ class BinaryConvStep final : public Step {
         in_layout_(bits_layout(ctx.tensor(op.input))),
         bits_out_(ctx.tensor(op.output).dtype == DType::kBits),
         conv_(ctx.kernels().bconv_b1_i32),
-        quantize_(ctx.kernels().quantize_i32_bits),
-        scale_(ctx.kernels().scale_i32_f32) {
+        quantize_(ctx.kernels().quantize_i32_bits) {
     const Encoding& encoding = ctx.tensor(op.input).encoding;
     regroup_ = groups_ > 1 && group_in_ % kWordBits != 0;
     const bool whole_map = out_.h == 1 && out_.w == 1 && window_.kernel_h == in_.h &&
@@ -175,6 +174,7 @@ class BinaryConvStep final : public Step {
     regrouped_words_ = regroup_ ? in_layout_.planes * in_.h * in_.w * groups_ * words_ : 0;
     sample_scratch_bytes = regrouped_words_ * sizeof(std::uint32_t) + (has_zero_free_ ? 1 : 0);
 
+    if (!bits_out_) lead(Leads::kFromRegisters, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::bconv_b1_i32);
     macs = out_.h * out_.w * out_.c * window_.kernel_h * window_.kernel_w * group_in_;
     param_bytes = weights_.bytes() + general_.base.bytes() + zero_free_.base.bytes() +
@@ -365,10 +365,18 @@ class BinaryConvStep final : public Step {
       quantize_(p, acc, n_rows, row_stride_, out,
                 samples_as_pixels_ ? tables_.n_planes * words : words, plane);
     } else {
-      float* out =
-          ctx.write<float>(output_) + (sample * out_.h * out_.w + out_row) * out_.c + first;
-      scale_(scales_.data() + first, biases_.data() + first, channels, acc, n_rows, row_stride_,
-             out, out_.c);
+      kernels::ChainOp scale{};
+      scale.kind = kernels::ChainKind::kAffine;
+      scale.a = scales_.data() + first;
+      scale.b = biases_.data() + first;
+      if (!samples_as_pixels_) {
+        finish_tile(ctx, {sample, out_row, n_rows, first, channels}, acc, row_stride_, scale);
+        return;
+      }
+      for (std::size_t i = 0; i < n_rows; ++i) {
+        finish_tile(ctx, {sample + i, 0, 1, first, channels}, acc + i * row_stride_, row_stride_,
+                    scale);
+      }
     }
   }
 
@@ -465,7 +473,6 @@ class BinaryConvStep final : public Step {
   std::size_t row_stride_ = 0, row_values_ = 0, regrouped_words_ = 0;
   kernels::bconv_b1_i32_fn conv_;
   kernels::quantize_i32_bits_fn quantize_;
-  kernels::scale_i32_f32_fn scale_;
 };
 
 }  // namespace

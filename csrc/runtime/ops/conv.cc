@@ -45,6 +45,7 @@ class ConvStep final : public Step {
                          in_.c, weights_.data() + g * n_blocks_ * row * kConvBlock,
                          biases_.data() + g * n_blocks_ * kConvBlock});
     }
+    if (groups_ == 1) lead(Leads::kFromMemory, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::conv_f32);
     macs = out_.h * out_.w * out_.c * row;
     param_bytes = weights_.bytes() + biases_.bytes();
@@ -59,10 +60,16 @@ class ConvStep final : public Step {
       for (std::size_t i = begin; i < end; ++i) {
         const std::size_t sample = i / (chunks * out_.h), oy = i % out_.h;
         const std::size_t block = i / out_.h % chunks * kBlocksPerItem;
+        const std::size_t block_end = std::min(block + kBlocksPerItem, n_blocks_);
         for (std::size_t g = 0; g < groups_; ++g) {
           kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy,
-                  block, std::min(block + kBlocksPerItem, n_blocks_),
-                  y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out, out_.c);
+                  block, block_end, y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out,
+                  out_.c);
+        }
+        if (groups_ == 1) {
+          const std::size_t channel = block * kConvBlock;
+          finish_tile(ctx, {sample, oy * out_.w, out_.w, channel,
+                            std::min(out_.c, block_end * kConvBlock) - channel});
         }
       }
     });

@@ -30,6 +30,7 @@ class DequantizeStep final : public Step {
       }
     }
     params_ = {channels_, layout_.planes, per_channel, values_.data()};
+    lead(Leads::kFromMemory, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::dequantize_bits_f32);
     param_bytes = values_.bytes();
   }
@@ -42,9 +43,11 @@ class DequantizeStep final : public Step {
         ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
           for (std::size_t i = begin; i < end; ++i) {
             const std::size_t sample = i / items, row = i % items * rows_per_item_;
-            kernel_(params_, bits + sample * layout_.sample_words() + row * layout_.words,
-                    std::min(rows_per_item_, layout_.rows - row), layout_.words,
-                    layout_.plane_words(), y + (sample * layout_.rows + row) * channels_);
+            const std::size_t n_rows = std::min(rows_per_item_, layout_.rows - row);
+            kernel_(params_, bits + sample * layout_.sample_words() + row * layout_.words, n_rows,
+                    layout_.words, layout_.plane_words(),
+                    y + (sample * layout_.rows + row) * channels_);
+            finish_tile(ctx, {sample, row, n_rows, 0, channels_});
           }
         });
   }

@@ -33,19 +33,21 @@ class PoolStep final : public Step {
                w.pad_right,
                op.kind == PoolKind::kAverage,
                op.count_include_pad};
+    lead(Leads::kFromMemory, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::pool_f32);
   }
 
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
-    ctx.pool->parallel_for(ctx.n_samples * out_.h,
-                           [&](std::size_t begin, std::size_t end, std::size_t) {
-                             for (std::size_t i = begin; i < end; ++i) {
-                               kernel_(params_, x + i / out_.h * in_.h * in_.w * in_.c, i % out_.h,
-                                       y + i * out_.w * out_.c);
-                             }
-                           });
+    ctx.pool->parallel_for(
+        ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t sample = i / out_.h, oy = i % out_.h;
+            kernel_(params_, x + sample * in_.h * in_.w * in_.c, oy, y + i * out_.w * out_.c);
+            finish_tile(ctx, {sample, oy * out_.w, out_.w, 0, out_.c});
+          }
+        });
   }
 
  private:

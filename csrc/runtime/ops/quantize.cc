@@ -1,6 +1,4 @@
 // Float thresholds to packed codes.
-#include <algorithm>
-
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -8,15 +6,13 @@ namespace tac {
 
 namespace {
 
-constexpr std::size_t kElementsPerItem = 8192;
-
-class QuantizeStep final : public Step {
+class QuantizeStep final : public TileStep {
  public:
   QuantizeStep(const Quantize& op, const PrepareContext& ctx)
-      : input_(op.input),
+      : TileStep(op.output, ctx),
+        input_(op.input),
         output_(op.output),
         layout_(bits_layout(ctx.tensor(op.output))),
-        channels_(rows_of(ctx.tensor(op.input)).channels),
         tables_(op.thresholds, op.descending, channels_, ctx.tensor(op.output).encoding),
         params_{channels_,
                 tables_.n_thresholds,
@@ -25,36 +21,44 @@ class QuantizeStep final : public Step {
                 tables_.thresholds.data(),
                 tables_.flip.data(),
                 tables_.code_of_index.data()},
-        kernel_(ctx.kernels().quantize_f32_bits),
-        rows_per_item_(std::max<std::size_t>(1, kElementsPerItem / channels_)) {
+        kernel_(ctx.kernels().quantize_f32_bits) {
     kernel = ctx.kernel_label(KernelId::quantize_f32_bits);
     param_bytes = tables_.bytes();
   }
 
-  void run(const RunContext& ctx) const noexcept override {
-    const float* x = ctx.read<float>(input_);
-    auto* out = ctx.write<std::uint32_t>(output_);
-    const std::size_t items = ceil_div(layout_.rows, rows_per_item_);
-    ctx.pool->parallel_for(
-        ctx.n_samples * items, [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t sample = i / items, row = i % items * rows_per_item_;
-            kernel_(params_, x + (sample * layout_.rows + row) * channels_,
-                    std::min(rows_per_item_, layout_.rows - row), channels_,
-                    out + sample * layout_.sample_words() + row * layout_.words, layout_.words,
-                    layout_.plane_words());
-          }
-        });
+  void run_tile(const RunContext& ctx, const Tile& t) const noexcept override {
+    kernels::QuantizeParams<float> params = params_;
+    params.channels = t.n_channels;
+    params.thresholds += t.channel;
+    params.flip += t.channel / kWordBits;
+    kernel_(params, ctx.read<float>(input_) + first_of(t), t.n_rows, channels_, bits(ctx, t),
+            layout_.words, layout_.plane_words());
+  }
+
+  bool chains(TensorId) const noexcept override { return true; }
+  kernels::ChainOp chain_op(const RunContext& ctx, const Tile& t,
+                            TensorId) const noexcept override {
+    kernels::ChainOp op{};
+    op.kind = kernels::ChainKind::kBits;
+    op.quantize = &params_;
+    op.first_channel = t.channel;
+    op.bits = bits(ctx, t);
+    op.out_stride = layout_.words;
+    op.plane_stride = layout_.plane_words();
+    return op;
   }
 
  private:
+  std::uint32_t* bits(const RunContext& ctx, const Tile& t) const noexcept {
+    return ctx.write<std::uint32_t>(output_) + t.sample * layout_.sample_words() +
+           t.row * layout_.words + t.channel / kWordBits;
+  }
+
   TensorId input_, output_;
   BitsLayout layout_;
-  std::size_t channels_;
   ThresholdTables<float> tables_;
   kernels::QuantizeParams<float> params_;
   kernels::quantize_f32_bits_fn kernel_;
-  std::size_t rows_per_item_;
 };
 
 }  // namespace

@@ -1,6 +1,4 @@
 // Elementwise functions of one float.
-#include <algorithm>
-
 #include "kernels/elementwise/elementwise.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
@@ -9,30 +7,40 @@ namespace tac {
 
 namespace {
 
-constexpr std::size_t kElementsPerItem = 4096;
-
-class UnaryStep final : public Step {
+class UnaryStep final : public TileStep {
  public:
   UnaryStep(const Unary& op, const PrepareContext& ctx)
-      : op_(op), size_(element_count(ctx.tensor(op.input).dims)), kernel_(ctx.kernels().unary_f32) {
+      : TileStep(op.output, ctx), op_(op), kernel_(ctx.kernels().unary_f32) {
     kernel = ctx.kernel_label(KernelId::unary_f32);
   }
 
-  void run(const RunContext& ctx) const noexcept override {
-    const float* x = ctx.read<float>(op_.input);
-    float* y = ctx.write<float>(op_.output);
-    const std::size_t size = ctx.n_samples * size_;
-    ctx.pool->parallel_for(
-        ceil_div(size, kElementsPerItem), [&](std::size_t begin, std::size_t end, std::size_t) {
-          const std::size_t first = begin * kElementsPerItem,
-                            last = std::min(size, end * kElementsPerItem);
-          kernel_(op_.kind, op_.alpha, op_.beta, x + first, last - first, y + first);
-        });
+  void run_tile(const RunContext& ctx, const Tile& t) const noexcept override {
+    const std::size_t first = first_of(t);
+    const float* x = ctx.read<float>(op_.input) + first;
+    float* y = ctx.write<float>(op_.output) + first;
+    if (t.n_channels == channels_) {
+      kernel_(op_.kind, op_.alpha, op_.beta, 1, t.n_rows * channels_, x, 0, y, 0);
+    } else {
+      kernel_(op_.kind, op_.alpha, op_.beta, t.n_rows, t.n_channels, x, channels_, y, channels_);
+    }
+  }
+
+  bool chains(TensorId) const noexcept override {
+    return op_.kind == UnaryKind::kRelu || op_.kind == UnaryKind::kClip ||
+           op_.kind == UnaryKind::kLeakyRelu;
+  }
+  kernels::ChainOp chain_op(const RunContext&, const Tile&, TensorId) const noexcept override {
+    kernels::ChainOp op{};
+    op.kind = op_.kind == UnaryKind::kRelu   ? kernels::ChainKind::kRelu
+              : op_.kind == UnaryKind::kClip ? kernels::ChainKind::kClip
+                                             : kernels::ChainKind::kLeakyRelu;
+    op.alpha = op_.alpha;
+    op.beta = op_.beta;
+    return op;
   }
 
  private:
   Unary op_;
-  std::size_t size_;
   kernels::unary_f32_fn kernel_;
 };
 
