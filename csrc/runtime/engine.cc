@@ -21,8 +21,10 @@ constexpr std::size_t kMaxBytes = std::size_t{1} << (sizeof(std::size_t) * 8 - 2
 
 // The working memory that a tile of a batch may take for each thread: about a second-level cache.
 constexpr std::size_t kTileBytes = std::size_t{2} << 20;
-// Fewer samples would read the weights of large fully connected layers from memory too often.
+// Where that would be few samples, so many that reading the weights costs little beside what flows
+// between the layers, but no more than this.
 constexpr std::size_t kMinTileSamples = 8;
+constexpr std::size_t kWeightShare = 4;  // of the bytes that flow
 
 // a * b, or kLimit.
 std::size_t checked_product(std::size_t a, std::size_t b, const char* what) {
@@ -176,9 +178,12 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
   } catch (const std::bad_alloc&) {
     throw Error(ErrorCode::kLimit, "no memory for the weights of the model");
   }
-  tile_samples_ =
-      std::max(kMinTileSamples,
-               options.threads * kTileBytes / std::max<std::size_t>(1, plan_->arena_sample_bytes));
+  tile_samples_ = std::max({
+      std::size_t{1},
+      std::min(kMinTileSamples, kWeightShare * plan_->param_bytes /
+                                    std::max<std::size_t>(1, plan_->flow_sample_bytes)),
+      options.threads * kTileBytes / std::max<std::size_t>(1, plan_->arena_sample_bytes),
+  });
   try {
     pool_ = std::make_unique<ThreadPool>(options.threads);
   } catch (const std::system_error&) {

@@ -322,7 +322,11 @@ Plan::Plan(const Graph& graph, const kernels::Selection& selection, std::size_t 
     thread_scratch_bytes =
         std::max(thread_scratch_bytes, round_up(step.thread_scratch_bytes, kCacheLine));
     param_bytes += step.param_bytes;
-    for (const auto& follower : steps[i].followers) param_bytes += follower->param_bytes;
+    flow_sample_bytes += step.io_bytes;
+    for (const auto& follower : steps[i].followers) {
+      param_bytes += follower->param_bytes;
+      flow_sample_bytes += follower->io_bytes;
+    }
     if (step.sample_scratch_bytes == 0) continue;
     usages.push_back({step.sample_scratch_bytes, i, i});
     offsets.push_back(&steps[i].scratch_offset);

@@ -47,6 +47,7 @@ struct Plan {
   std::size_t arena_sample_bytes = 0;
   std::size_t thread_scratch_bytes = 0;  // per thread, a multiple of 64
   std::size_t largest_sample_bytes = 0;  // of any tensor
+  std::size_t flow_sample_bytes = 0;     // that the steps read and write, per sample
   std::size_t param_bytes = 0;           // packed weights, tables and constants
 };
 
