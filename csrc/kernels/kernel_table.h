@@ -6,6 +6,7 @@
 #include "kernels/bconv/bconv.h"
 #include "kernels/bit_pool/bit_pool.h"
 #include "kernels/codebook_linear/codebook_linear.h"
+#include "kernels/depthwise/depthwise.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/fconv/fconv.h"
 #include "kernels/flinear/flinear.h"

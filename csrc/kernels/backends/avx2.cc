@@ -13,6 +13,7 @@ constinit const KernelTable table = {
     .codebook_linear_f32 = codebook_linear_f32,
     .linear_f32 = linear_f32,
     .conv_f32 = conv_f32,
+    .depthwise_f32 = depthwise_f32,
     .pool_f32 = pool_f32,
     .affine_f32 = affine_f32,
     .unary_f32 = unary_f32,

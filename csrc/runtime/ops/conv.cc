@@ -1,6 +1,7 @@
 // Float convolutions.
 #include <algorithm>
 
+#include "kernels/depthwise/depthwise.h"
 #include "kernels/fconv/fconv.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
@@ -84,9 +85,61 @@ class ConvStep final : public Step {
   kernels::conv_f32_fn kernel_;
 };
 
+// A group for every channel, of one input and one output.
+class DepthwiseStep final : public Step {
+ public:
+  DepthwiseStep(const Conv& op, const PrepareContext& ctx)
+      : input_(op.input),
+        output_(op.output),
+        in_(map_of(ctx.tensor(op.input))),
+        out_(map_of(ctx.tensor(op.output))),
+        bias_(expand(op.bias, out_.c)),
+        kernel_(ctx.kernels().depthwise_f32) {
+    const WindowSizes w = window_sizes(op.window);
+    const std::size_t taps = w.kernel_h * w.kernel_w;
+    weights_ = AlignedBuffer<float>(taps * out_.c);
+    for (std::size_t c = 0; c < out_.c; ++c) {
+      for (std::size_t tap = 0; tap < taps; ++tap)
+        weights_[tap * out_.c + c] = op.weights.data()[c * taps + tap];
+    }
+    params_ = {in_.h,      in_.w,      out_.w,          out_.c,       w.kernel_h,
+               w.kernel_w, w.stride_h, w.stride_w,      w.dilation_h, w.dilation_w,
+               w.pad_top,  w.pad_left, weights_.data(), bias_.data()};
+    lead(Leads::kFromMemory, op.output, ctx);
+    kernel = ctx.kernel_label(KernelId::depthwise_f32);
+    macs = out_.h * out_.w * out_.c * taps;
+    param_bytes = weights_.bytes() + bias_.bytes();
+  }
+
+  void run(const RunContext& ctx) const noexcept override {
+    const float* x = ctx.read<float>(input_);
+    float* y = ctx.write<float>(output_);
+    ctx.pool->parallel_for(
+        ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t sample = i / out_.h, oy = i % out_.h;
+            kernel_(params_, x + sample * in_.h * in_.w * in_.c, oy, y + i * out_.w * out_.c);
+            finish_tile(ctx, {sample, oy * out_.w, out_.w, 0, out_.c});
+          }
+        });
+  }
+
+ private:
+  TensorId input_, output_;
+  Map in_, out_;
+  AlignedBuffer<float> weights_, bias_;
+  kernels::DepthwiseParams params_{};
+  kernels::depthwise_f32_fn kernel_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> prepare(const Conv& op, const PrepareContext& ctx) {
+  const Map in = map_of(ctx.tensor(op.input)), out = map_of(ctx.tensor(op.output));
+  const auto groups = static_cast<std::size_t>(op.groups);
+  if (groups > 1 && groups == in.c && groups == out.c) {
+    return std::make_unique<DepthwiseStep>(op, ctx);
+  }
   return std::make_unique<ConvStep>(op, ctx);
 }
 
