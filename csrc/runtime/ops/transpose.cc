@@ -11,6 +11,7 @@ namespace {
 
 // Side of the squares in which a matrix is transposed: 16 floats are a cache line.
 constexpr std::size_t kTile = 16;
+constexpr std::size_t kRowsOfFewChannels = 1024;
 
 struct Axis {
   std::size_t size, in_stride;
@@ -38,6 +39,15 @@ std::vector<Axis> permuted_axes(const Tensor& in, const std::vector<std::int64_t
   return axes;
 }
 
+// The few channels of a picture: y[r][c] = x[c * stride + r]. A loop of fixed length inside.
+template <std::size_t kChannels>
+void interleave(const float* x, std::size_t stride, std::size_t begin, std::size_t end,
+                float* y) noexcept {
+  for (std::size_t r = begin; r < end; ++r) {
+    for (std::size_t c = 0; c < kChannels; ++c) y[r * kChannels + c] = x[c * stride + r];
+  }
+}
+
 // Seen as matrices: a [.., rows, .., cols] tensor whose output ends in (cols-like, rows-like) axes
 // is a stack of matrix transpositions; [C, H, W] -> [H, W, C] is a single one. If the last axis
 // stays, runs are copied whole.
@@ -51,7 +61,8 @@ class TransposeStep final : public Step {
     axes_.pop_back();
     major_ = axes_.back();
     axes_.pop_back();
-    tiles_ = ceil_div(major_.size, kTile);
+    rows_per_item_ = minor_.size <= 4 ? kRowsOfFewChannels : kTile;
+    tiles_ = ceil_div(major_.size, rows_per_item_);
     matrices_ = size_ / (major_.size * minor_.size);
     kernel = "copy";
   }
@@ -62,13 +73,13 @@ class TransposeStep final : public Step {
     const std::size_t items = ctx.n_samples * matrices_ * tiles_;
     ctx.pool->parallel_for(items, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t matrix = i / tiles_, first = i % tiles_ * kTile;
+        const std::size_t matrix = i / tiles_, first = i % tiles_ * rows_per_item_;
         std::size_t offset = matrix / matrices_ * size_, rest = matrix % matrices_;
         for (std::size_t axis = axes_.size(); axis-- > 0;) {
           offset += rest % axes_[axis].size * axes_[axis].in_stride;
           rest /= axes_[axis].size;
         }
-        copy_rows(x + offset, first, std::min(first + kTile, major_.size),
+        copy_rows(x + offset, first, std::min(first + rows_per_item_, major_.size),
                   y + matrix * major_.size * minor_.size);
       }
     });
@@ -81,6 +92,13 @@ class TransposeStep final : public Step {
         std::memcpy(y + r * minor_.size, x + r * major_.in_stride, minor_.size * sizeof(float));
       }
       return;
+    }
+    if (major_.in_stride == 1 && minor_.size >= 2 && minor_.size <= 4) {
+      switch (minor_.size) {
+        case 2: return interleave<2>(x, minor_.in_stride, begin, end, y);
+        case 3: return interleave<3>(x, minor_.in_stride, begin, end, y);
+        default: return interleave<4>(x, minor_.in_stride, begin, end, y);
+      }
     }
     for (std::size_t tile = 0; tile < minor_.size; tile += kTile) {
       const std::size_t tile_end = std::min(tile + kTile, minor_.size);
@@ -96,7 +114,7 @@ class TransposeStep final : public Step {
   std::size_t size_;
   std::vector<Axis> axes_;  // all but the last two of the output
   Axis major_{}, minor_{};
-  std::size_t tiles_ = 0, matrices_ = 0;
+  std::size_t rows_per_item_ = 0, tiles_ = 0, matrices_ = 0;
 };
 
 }  // namespace
