@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 #include <new>
 #include <span>
 #include <utility>
@@ -16,6 +15,12 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) noexcept
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Zero-filled memory on a cache line, large blocks on huge pages where the system gives them:
+// reading weights of tens of megabytes once per run is bound by the look-ups of 4 kB pages
+// otherwise. Throws std::bad_alloc. free_aligned() wants the size that was asked for.
+void* allocate_zeroed(std::size_t bytes);
+void free_aligned(void* data, std::size_t bytes) noexcept;
+
 // A fixed number of trivially copyable T, starting on a cache line, zero-filled. Move-only. Throws
 // std::bad_alloc.
 template <class T>
@@ -25,8 +30,7 @@ class AlignedBuffer {
   explicit AlignedBuffer(std::size_t count) : count_(count) {
     if (count == 0) return;
     if (count > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_alloc();
-    data_ = static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kCacheLine}));
-    std::memset(static_cast<void*>(data_), 0, count * sizeof(T));
+    data_ = static_cast<T*>(allocate_zeroed(count * sizeof(T)));
   }
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
@@ -38,7 +42,7 @@ class AlignedBuffer {
   AlignedBuffer(const AlignedBuffer&) = delete;
   AlignedBuffer& operator=(const AlignedBuffer&) = delete;
   ~AlignedBuffer() {
-    if (data_ != nullptr) ::operator delete(data_, std::align_val_t{kCacheLine});
+    if (data_ != nullptr) free_aligned(data_, bytes());
   }
 
   T* data() noexcept { return data_; }
