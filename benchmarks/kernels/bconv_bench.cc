@@ -62,14 +62,15 @@ class Problem {
     const std::size_t words = s.in_channels / 32;
     const std::size_t n_blocks = (s.out_channels + kBconvBlock - 1) / kBconvBlock;
     input_ = AlignedBuffer<std::uint32_t>(s.n_in_planes * s.size * s.size * words);
-    weights_ = AlignedBuffer<std::uint32_t>(n_blocks * kBconvBlock * s.kernel * s.kernel * words);
+    n_channels_ = s.out_channels;
+    rows_.resize(s.out_channels * s.kernel * s.kernel * words);
     base_ = AlignedBuffer<std::int32_t>(n_blocks * kBconvBlock);
     out_ = AlignedBuffer<std::int32_t>(out_size_ * out_size_ * n_blocks * kBconvBlock);
     class_.assign(out_size_, 0);
     for (std::size_t i = 0; i < s.n_in_planes; ++i) coef_.push_back(1 << i);
     std::mt19937 random(1);
     for (std::size_t i = 0; i < input_.size(); ++i) input_[i] = random();
-    for (std::size_t i = 0; i < weights_.size(); ++i) weights_[i] = random();
+    for (std::uint32_t& word : rows_) word = random();
     for (std::size_t i = 0; i < base_.size(); ++i) {
       base_[i] = static_cast<std::int32_t>(random() % 4096);
     }
@@ -90,8 +91,8 @@ class Problem {
                .n_in_planes = s.n_in_planes,
                .n_w_planes = 1,
                .in_plane_words = s.size * s.size * words,
-               .w_plane_words = weights_.size(),
-               .weights = weights_.data(),
+               .w_plane_words = 0,
+               .weights = nullptr,
                .coef = coef_.data(),
                .base = base_.data(),
                .row_class = class_.data(),
@@ -99,6 +100,15 @@ class Problem {
                .shift = 0};
   }
 
+  // The kernel's weights from here on.
+  void pack(const KernelTable& kernels) {
+    const std::size_t row_words = rows_.size() / n_channels_;
+    weights_ = AlignedBuffer<std::uint32_t>(
+        kernels.bconv_b1_pack(nullptr, n_channels_, row_words, nullptr));
+    kernels.bconv_b1_pack(rows_.data(), n_channels_, row_words, weights_.data());
+    params_.weights = weights_.data();
+    params_.w_plane_words = weights_.size();
+  }
   // The whole layer, as the executor calls it with one thread: row by row.
   void run(bconv_b1_i32_fn kernel) {
     const std::size_t stride = params_.n_blocks * kBconvBlock;
@@ -107,9 +117,10 @@ class Problem {
              stride);
     }
   }
-  std::vector<std::int32_t> result(bconv_b1_i32_fn kernel) {
+  std::vector<std::int32_t> result(const KernelTable& kernels) {
+    pack(kernels);
     std::fill_n(out_.data(), out_.size(), -1);
-    run(kernel);
+    run(kernels.bconv_b1_i32);
     return {out_.data(), out_.data() + out_.size()};
   }
   double n_macs() const { return n_macs_; }
@@ -117,6 +128,8 @@ class Problem {
  private:
   std::size_t out_size_;
   double n_macs_;
+  std::size_t n_channels_ = 0;
+  std::vector<std::uint32_t> rows_;  // of weights, one per output channel
   AlignedBuffer<std::uint32_t> input_, weights_;
   AlignedBuffer<std::int32_t> base_, out_;
   std::vector<std::int32_t> coef_;
@@ -186,7 +199,7 @@ void report(const std::vector<Measurement>& measurements, bool json) {
 }
 
 int run(const Options& options) {
-  const bconv_b1_i32_fn oracle = select_kernels(0, "scalar").kernels.bconv_b1_i32;
+  const KernelTable oracle = select_kernels(0, "scalar").kernels;
   const CpuFeatures features = detect_cpu_features();
   std::vector<Measurement> measurements;
   for (const Shape& shape : kShapes) {
@@ -197,7 +210,7 @@ int run(const Options& options) {
       if (backend.table == nullptr || (backend.required & ~features) != 0) continue;
       if (backend.table->bconv_b1_i32 == nullptr) continue;
       if (!options.backend.empty() && backend.name != options.backend) continue;
-      if (problem.result(backend.table->bconv_b1_i32) != expected) {
+      if (problem.result(*backend.table) != expected) {
         std::fprintf(stderr, "%s: backend %s differs from scalar\n",
                      std::string(shape.name).c_str(), std::string(backend.name).c_str());
         return 1;

@@ -1,16 +1,22 @@
 // bconv_b1_i32 without a popcount instruction (bconv.h has the contract).
 //
-// A block of 16 output channels is two registers; each byte of x ^ w is counted by two 16-entry
-// lookups (vpshufb), and the counts stay in bytes as long as they fit:
+// No bit is counted at run time. The activations choose a table of 16 bytes, popcount(a ^ n) for
+// their nibble a and every n; the weights, one nibble a byte, look it up for 32 output channels:
 //
-//   | channel 7: byte 3 2 1 0 | ... | channel 0: byte 3 2 1 0 |    a byte gains at most 8 per word,
-//   so 31 words fit
+//   acc_u8x32[pixel] += vpshufb(table[a[pixel]], w_u8x32)      2 instructions for 128 MACs
 //
-// then the 4 bytes of a channel are added into its 32-bit lane (vpmaddubsw, vpmaddwd). A tile of 4
-// pixels x 1 block keeps 8 accumulators in registers. Pixels of a tile see the same taps. All sums
-// are modulo 2^32; the result is exact where it fits int32.
-// 3x3, 128 -> 128 channels at 32x32: 490 nominal GMAC/s on one core of a Zen 5 EPYC VM, g++ 12
-// (tac_kernel_bench).
+// Tables come in pairs, one pair per byte of activations: 8 KB, and one address for two lookups.
+// A byte counter gains at most 4 per nibble, so bytes are widened to 16 bits after 7 words, and
+// 16 bits to 32 after 292 times that. Packed weights, for a group of 32 channels and each word of
+// a row:
+//
+//   [nibble 0..7 of the word][lane 0..7] -> | channel lane + 24 | + 16 | + 8 | lane |   one byte
+//   each
+//
+// so the bytes of a 32-bit lane widen, with masks and shifts alone, to four registers of 8
+// channels in order. A tile of 4 pixels x 64 channels keeps 8 counters and 2 weights in registers.
+// Pixels of a tile see the same taps. All sums are modulo 2^32; the result is exact where it fits
+// int32.
 #include <immintrin.h>
 
 #include "kernels/backend_local.h"
@@ -21,109 +27,225 @@ namespace tac::kernels::avx2 {
 namespace {
 
 constexpr std::size_t kTilePixels = 4;
-constexpr std::size_t kHalves = 2;  // registers per block
+constexpr std::size_t kTileGroups = 2;
+constexpr std::size_t kGroupBlocks = 2;  // blocks in a register
 constexpr std::size_t kLanes = 8;
-constexpr std::size_t kWordsPerByteCount = 31;
+constexpr std::size_t kNibbles = 8;                   // in a word
+constexpr std::size_t kWordStep = kNibbles * kLanes;  // packed words per word of a row
+constexpr std::size_t kWordsPerByteCount = 7;         // 7 * 8 * 4 <= 255
+constexpr std::size_t kWidensPerShortCount = 65535 / (kWordsPerByteCount * 32);
+
+struct TablePairs {
+  alignas(64) std::uint8_t counts[256][2][16];  // [byte][its low, high nibble][other nibble]
+};
+constexpr TablePairs make_table_pairs() {
+  TablePairs pairs{};
+  for (unsigned byte = 0; byte < 256; ++byte) {
+    for (unsigned half = 0; half < 2; ++half) {
+      for (unsigned other = 0; other < 16; ++other) {
+        for (unsigned bits = (byte >> 4 * half & 15U) ^ other; bits != 0; bits >>= 1) {
+          pairs.counts[byte][half][other] += bits & 1U;
+        }
+      }
+    }
+  }
+  return pairs;
+}
+constexpr TablePairs kTablePairs = make_table_pairs();
 
 // The taps that the pixels of a tile see, as n_rows x n_runs runs of words contiguous in both input
 // and weights.
 struct Runs {
   std::size_t n_rows, n_runs, run_words;
+  std::size_t piece;                  // words of a run that are counted at a time
   std::size_t x_row, x_run, x_pixel;  // distances in the input
-  std::size_t w_row, w_run;           // distances in the weights
+  std::size_t w_row, w_run, w_group;  // distances in the weights
 };
 
 struct Output {
-  const std::int32_t*
-      previous[kTilePixels];  // base row, or what the pairs of planes before have left
+  const std::int32_t* previous[kTilePixels];  // base row, or what the sums before have left
   std::int32_t* y;
   std::size_t stride;
-  std::int32_t factor;  // 2 * coef
+  std::size_t block_begin, block_end;  // of the tile's blocks, those written: y begins at the first
+  std::int32_t factor;                 // 2 * coef
   int shift;
 };
 
 inline __m256i load(const void* p) {
   return _mm256_load_si256(static_cast<const __m256i*>(p));
 }
+inline void store(void* p, __m256i v) {
+  _mm256_store_si256(static_cast<__m256i*>(p), v);
+}
 
-template <std::size_t kPixels>
-inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w,
-                 const Output& output) {
-  const __m256i nibble_u8x32 = _mm256_set1_epi8(0x0F);
-  const __m256i counts_u8x32 = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4,  //
-                                                0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
-  __m256i acc_u8x32[kPixels][kHalves];
-  __m256i acc_i32x8[kPixels][kHalves];
+// What a tile has counted so far.
+template <std::size_t kPixels, std::size_t kGroups>
+struct Counts {
+  alignas(32) std::uint8_t bytes[kPixels][kGroups][32];
+  alignas(32) std::uint16_t sums[kPixels][kGroups][2][16];  // of bytes 0 and 2 of a lane, 1 and 3
+};
+
+template <std::size_t kPixels, std::size_t kGroups>
+inline void clear(Counts<kPixels, kGroups>& counts) {
 #pragma GCC unroll 4
   for (std::size_t p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 2
-    for (std::size_t h = 0; h < kHalves; ++h)
-      acc_u8x32[p][h] = acc_i32x8[p][h] = _mm256_setzero_si256();
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      store(counts.bytes[p][g], _mm256_setzero_si256());
+      store(counts.sums[p][g][0], _mm256_setzero_si256());
+      store(counts.sums[p][g][1], _mm256_setzero_si256());
+    }
   }
-  const auto widen = [&]() __attribute__((always_inline)) {
-    const __m256i one_u8x32 = _mm256_set1_epi8(1);
-    const __m256i one_i16x16 = _mm256_set1_epi16(1);
+}
+
+// Counts n_words words of one run, then widens where the bytes have no room for as much again. Not
+// inlined: GCC 12 then keeps the registers for this loop.
+template <std::size_t kPixels, std::size_t kGroups>
+[[gnu::noinline]] void count(const std::uint32_t* x, std::size_t x_pixel, const std::uint32_t* w,
+                             std::size_t w_group, std::size_t n_words, bool widens,
+                             Counts<kPixels, kGroups>& counts) {
+  __m256i acc_u8x32[kPixels][kGroups];
+#pragma GCC unroll 4
+  for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 2
+    for (std::size_t g = 0; g < kGroups; ++g) acc_u8x32[p][g] = load(counts.bytes[p][g]);
+  }
+  const auto* x_byte = reinterpret_cast<const std::uint8_t*>(x);
+  x_pixel *= sizeof(std::uint32_t);
+  for (const std::uint8_t* end = x_byte + n_words * sizeof(std::uint32_t); x_byte != end;
+       ++x_byte, w += 2 * kLanes) {
+    const std::uint8_t (*tables[kPixels])[16];
 #pragma GCC unroll 4
     for (std::size_t p = 0; p < kPixels; ++p) {
+      tables[p] = kTablePairs.counts[x_byte[p * x_pixel]];
+    }
 #pragma GCC unroll 2
-      for (std::size_t h = 0; h < kHalves; ++h) {
-        const __m256i pairs_i16x16 = _mm256_maddubs_epi16(acc_u8x32[p][h], one_u8x32);
-        acc_i32x8[p][h] =
-            _mm256_add_epi32(acc_i32x8[p][h], _mm256_madd_epi16(pairs_i16x16, one_i16x16));
-        acc_u8x32[p][h] = _mm256_setzero_si256();
+    for (std::size_t half = 0; half < 2; ++half) {
+      __m256i w_u8x32[kGroups];
+#pragma GCC unroll 2
+      for (std::size_t g = 0; g < kGroups; ++g) w_u8x32[g] = load(w + g * w_group + half * kLanes);
+#pragma GCC unroll 4
+      for (std::size_t p = 0; p < kPixels; ++p) {
+        const __m256i table = _mm256_broadcastsi128_si256(
+            _mm_load_si128(reinterpret_cast<const __m128i*>(tables[p][half])));
+#pragma GCC unroll 2
+        for (std::size_t g = 0; g < kGroups; ++g) {
+          acc_u8x32[p][g] =
+              _mm256_add_epi8(acc_u8x32[p][g], _mm256_shuffle_epi8(table, w_u8x32[g]));
+          // Pins the counter to its register; GCC 12 otherwise moves or spills counters.
+          asm("" : "+x"(acc_u8x32[p][g]));
+        }
       }
     }
-  };
-  std::size_t room = kWordsPerByteCount;
+  }
+  const __m256i low_u16x16 = _mm256_set1_epi16(0xFF);
+#pragma GCC unroll 4
+  for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 2
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      if (!widens) {
+        store(counts.bytes[p][g], acc_u8x32[p][g]);
+        continue;
+      }
+      auto* sums = counts.sums[p][g];
+      const __m256i even = _mm256_and_si256(acc_u8x32[p][g], low_u16x16);
+      const __m256i odd = _mm256_srli_epi16(acc_u8x32[p][g], 8);
+      store(sums[0], _mm256_add_epi16(load(sums[0]), even));
+      store(sums[1], _mm256_add_epi16(load(sums[1]), odd));
+      store(counts.bytes[p][g], _mm256_setzero_si256());
+    }
+  }
+}
+
+// y = (previous - factor * counts) >> shift
+template <std::size_t kPixels, std::size_t kGroups>
+inline void write(const Counts<kPixels, kGroups>& counts, const Output& output, int shift_by) {
+  const __m256i factor_i32x8 = _mm256_set1_epi32(output.factor);
+  const __m256i low_u16x16 = _mm256_set1_epi16(0xFF), low_u32x8 = _mm256_set1_epi32(0xFFFF);
+  const __m128i shift = _mm_cvtsi32_si128(shift_by);
+  for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 2
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      const __m256i bytes = load(counts.bytes[p][g]);
+      const __m256i even =
+          _mm256_add_epi16(load(counts.sums[p][g][0]), _mm256_and_si256(bytes, low_u16x16));
+      const __m256i odd = _mm256_add_epi16(load(counts.sums[p][g][1]), _mm256_srli_epi16(bytes, 8));
+      const __m256i counts_i32x8[4] = {_mm256_and_si256(even, low_u32x8),
+                                       _mm256_and_si256(odd, low_u32x8),
+                                       _mm256_srli_epi32(even, 16), _mm256_srli_epi32(odd, 16)};
+#pragma GCC unroll 2
+      for (std::size_t b = 0; b < kGroupBlocks; ++b) {
+        const std::size_t block = g * kGroupBlocks + b;
+        if (block < output.block_begin || block >= output.block_end) continue;
+        const std::size_t at = (block - output.block_begin) * kBconvBlock;
+        const std::int32_t* previous = output.previous[p] + at;
+        std::int32_t* y = output.y + p * output.stride + at;
+#pragma GCC unroll 2
+        for (std::size_t i = 0; i < kBconvBlock / kLanes; ++i) {
+          const __m256i product = _mm256_mullo_epi32(counts_i32x8[2 * b + i], factor_i32x8);
+          const __m256i sum = _mm256_sub_epi32(load(previous + i * kLanes), product);
+          store(y + i * kLanes, _mm256_sra_epi32(sum, shift));
+        }
+      }
+    }
+  }
+}
+
+template <std::size_t kPixels, std::size_t kGroups>
+inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w, Output& output) {
+  Counts<kPixels, kGroups> counts;
+  clear(counts);
+  std::size_t room = kWordsPerByteCount, widens_left = kWidensPerShortCount;
   for (std::size_t row = 0; row < runs.n_rows; ++row) {
     for (std::size_t run = 0; run < runs.n_runs; ++run) {
       const std::uint32_t* x_word = x + row * runs.x_row + run * runs.x_run;
       const std::uint32_t* w_word = w + row * runs.w_row + run * runs.w_run;
       for (std::size_t left = runs.run_words; left != 0;) {
-        const std::size_t n_words = local_min(left, room);
+        const std::size_t n_words = local_min(left, runs.piece);
+        const bool widens = room - n_words < runs.piece;
+        count(x_word, runs.x_pixel, w_word, runs.w_group, n_words, widens, counts);
         left -= n_words;
         room -= n_words;
-        for (const std::uint32_t* end = x_word + n_words; x_word != end;
-             ++x_word, w_word += kBconvBlock) {
-          const __m256i w_b256[kHalves] = {load(w_word), load(w_word + kLanes)};
-#pragma GCC unroll 4
-          for (std::size_t p = 0; p < kPixels; ++p) {
-            const __m256i x_b256 = _mm256_set1_epi32(static_cast<int>(x_word[p * runs.x_pixel]));
-#pragma GCC unroll 2
-            for (std::size_t h = 0; h < kHalves; ++h) {
-              const __m256i differ = _mm256_xor_si256(x_b256, w_b256[h]);
-              const __m256i low = _mm256_and_si256(differ, nibble_u8x32);
-              const __m256i high = _mm256_and_si256(_mm256_srli_epi32(differ, 4), nibble_u8x32);
-              const __m256i count = _mm256_add_epi8(_mm256_shuffle_epi8(counts_u8x32, low),
-                                                    _mm256_shuffle_epi8(counts_u8x32, high));
-              acc_u8x32[p][h] = _mm256_add_epi8(acc_u8x32[p][h], count);
-            }
-          }
+        x_word += n_words;
+        w_word += n_words * kWordStep;
+        if (!widens) continue;
+        room = kWordsPerByteCount;
+        if (--widens_left != 0) continue;
+        write(counts, output, 0);
+        clear(counts);
+        widens_left = kWidensPerShortCount;
+        for (std::size_t p = 0; p < kPixels; ++p) output.previous[p] = output.y + p * output.stride;
+      }
+    }
+  }
+  write(counts, output, output.shift);
+}
+
+}  // namespace
+
+std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t row_words,
+                          std::uint32_t* packed) {
+  const std::size_t n_groups = local_ceil_div(n_channels, kGroupBlocks * kBconvBlock);
+  const std::size_t n_packed = n_groups * row_words * kWordStep;
+  if (packed == nullptr) return n_packed;
+  for (std::size_t group = 0; group < n_groups; ++group) {
+    for (std::size_t word = 0; word < row_words; ++word, packed += kWordStep) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) {
+        std::uint32_t bits[4];
+        for (std::size_t i = 0; i < 4; ++i) {
+          const std::size_t channel = group * kGroupBlocks * kBconvBlock + i * kLanes + lane;
+          bits[i] = channel < n_channels ? rows[channel * row_words + word] : 0;
         }
-        if (room == 0) {
-          widen();
-          room = kWordsPerByteCount;
+        for (std::size_t nibble = 0; nibble < kNibbles; ++nibble) {
+          std::uint32_t bytes = 0;
+          for (std::size_t i = 0; i < 4; ++i) bytes |= (bits[i] >> 4 * nibble & 15U) << 8 * i;
+          packed[nibble * kLanes + lane] = bytes;
         }
       }
     }
   }
-  widen();
-  const __m256i factor_i32x8 = _mm256_set1_epi32(output.factor);
-  const __m128i shift = _mm_cvtsi32_si128(output.shift);
-#pragma GCC unroll 4
-  for (std::size_t p = 0; p < kPixels; ++p) {
-#pragma GCC unroll 2
-    for (std::size_t h = 0; h < kHalves; ++h) {
-      const __m256i previous = load(output.previous[p] + h * kLanes);
-      const __m256i sum =
-          _mm256_sub_epi32(previous, _mm256_mullo_epi32(acc_i32x8[p][h], factor_i32x8));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(output.y + p * output.stride + h * kLanes),
-                         _mm256_sra_epi32(sum, shift));
-    }
-  }
+  return n_packed;
 }
-
-}  // namespace
 
 void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
                   std::size_t block_begin, std::size_t block_end, std::int32_t* out,
@@ -137,7 +259,7 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
   const LocalTapRange full =
       local_full_windows(p.out_w, p.stride_w, p.pad_left, p.dilation_w, p.kernel_w, p.in_w);
   const std::size_t iy = oy * p.stride_h + ky.begin * p.dilation_h - p.pad_top;
-  const std::size_t w_tap = p.words * kBconvBlock;
+  const std::size_t w_tap = p.words * kWordStep;
   // Neighbouring taps read neighbouring words when nothing lies between their channels.
   const bool taps_touch = p.dilation_w == 1 && p.pixel_words == p.words;
 
@@ -147,10 +269,14 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
   runs.x_pixel = p.stride_w * p.pixel_words;
   runs.w_row = p.kernel_w * w_tap;
   runs.w_run = w_tap;
-  const std::size_t w_block = p.kernel_h * runs.w_row;
+  runs.w_group = p.kernel_h * runs.w_row;
 
   const std::size_t n_pairs = p.n_in_planes * p.n_w_planes;
-  for (std::size_t block = block_begin; block < block_end; ++block) {
+  const std::size_t group_end = local_ceil_div(block_end, kGroupBlocks);
+  for (std::size_t group = block_begin / kGroupBlocks; group < group_end; group += kTileGroups) {
+    const bool two_groups = group_end - group > 1;
+    const std::size_t tile_block = group * kGroupBlocks;  // may lie in front of block_begin
+    const std::size_t first_block = local_max(tile_block, block_begin);
     for (std::size_t ox = 0, n_pixels; ox < p.out_w; ox += n_pixels) {
       LocalTapRange kx{0, p.kernel_w};
       n_pixels = 1;
@@ -164,31 +290,41 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       const std::size_t n_kx = kx.end - kx.begin;
       runs.n_runs = taps_touch ? 1 : n_kx;
       runs.run_words = taps_touch ? n_kx * p.words : p.words;
+      // Pieces of one length, so that none is short.
+      const std::size_t n_pieces = local_ceil_div(runs.run_words, kWordsPerByteCount);
+      runs.piece = local_ceil_div(runs.run_words, local_max(n_pieces, 1));
       runs.n_rows = n_kx == 0 ? 0 : ky.end - ky.begin;
       const std::size_t ix = ox * p.stride_w + kx.begin * p.dilation_w - p.pad_left;
       const std::size_t x_offset = runs.n_rows == 0 ? 0 : (iy * p.in_w + ix) * p.pixel_words;
       const std::size_t w_offset =
-          runs.n_rows == 0 ? 0 : block * w_block + ky.begin * runs.w_row + kx.begin * w_tap;
+          runs.n_rows == 0 ? 0 : group * runs.w_group + ky.begin * runs.w_row + kx.begin * w_tap;
 
       Output output;
-      output.y = out + ox * out_stride + (block - block_begin) * kBconvBlock;
+      output.y = out + ox * out_stride + (first_block - block_begin) * kBconvBlock;
       output.stride = out_stride;
+      output.block_begin = first_block - tile_block;
+      output.block_end = block_end - tile_block;
       for (std::size_t pair = 0; pair < n_pairs; ++pair) {
         for (std::size_t i = 0; i < n_pixels; ++i) {
           output.previous[i] =
-              pair == 0 ? p.base + ((p.row_class[oy] + p.col_class[ox + i]) * p.n_blocks + block) *
-                                       kBconvBlock
-                        : output.y + i * out_stride;
+              pair == 0
+                  ? p.base + ((p.row_class[oy] + p.col_class[ox + i]) * p.n_blocks + first_block) *
+                                 kBconvBlock
+                  : output.y + i * out_stride;
         }
         output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
         output.shift = pair + 1 == n_pairs ? p.shift : 0;
         const std::uint32_t* x = input + pair / p.n_w_planes * p.in_plane_words + x_offset;
         const std::uint32_t* w = p.weights + pair % p.n_w_planes * p.w_plane_words + w_offset;
-        switch (n_pixels) {
-          case 1: tile<1>(runs, x, w, output); break;
-          case 2: tile<2>(runs, x, w, output); break;
-          case 3: tile<3>(runs, x, w, output); break;
-          default: tile<4>(runs, x, w, output); break;
+        switch (two_groups ? n_pixels : kTilePixels + n_pixels) {
+          case 1: tile<1, 2>(runs, x, w, output); break;
+          case 2: tile<2, 2>(runs, x, w, output); break;
+          case 3: tile<3, 2>(runs, x, w, output); break;
+          case 4: tile<4, 2>(runs, x, w, output); break;
+          case 5: tile<1, 1>(runs, x, w, output); break;
+          case 6: tile<2, 1>(runs, x, w, output); break;
+          case 7: tile<3, 1>(runs, x, w, output); break;
+          default: tile<4, 1>(runs, x, w, output); break;
         }
       }
     }

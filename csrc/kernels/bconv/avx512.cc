@@ -15,6 +15,7 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/bconv/bconv.h"
+#include "kernels/bconv/pack_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx512 {
@@ -99,6 +100,11 @@ inline void tile_of_blocks(std::size_t n_blocks, const Runs& runs, const std::ui
 }
 
 }  // namespace
+
+std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t row_words,
+                          std::uint32_t* packed) {
+  return local_pack_words(rows, n_channels, row_words, packed);
+}
 
 void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
                   std::size_t block_begin, std::size_t block_end, std::int32_t* out,

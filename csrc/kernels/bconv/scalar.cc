@@ -9,6 +9,7 @@
 // result is exact where it fits int32.
 #include "kernels/backend_local.h"
 #include "kernels/bconv/bconv.h"
+#include "kernels/bconv/pack_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
@@ -35,6 +36,11 @@ inline void widen(std::uint64_t (&bytes)[kPairs], std::uint32_t (&counts)[kBconv
 }
 
 }  // namespace
+
+std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t row_words,
+                          std::uint32_t* packed) {
+  return local_pack_words(rows, n_channels, row_words, packed);
+}
 
 void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
                   std::size_t block_begin, std::size_t block_end, std::int32_t* out,

@@ -136,7 +136,7 @@ class BinaryConvStep final : public Step {
                            window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
 
-    pack_weights(op);
+    pack_weights(op, ctx.kernels().bconv_b1_pack);
     rows_ = classify(out_.h, in_.h, window_.kernel_h, window_.stride_h, window_.dilation_h,
                      window_.pad_top);
     cols_ = classify(out_.w, in_.w, window_.kernel_w, window_.stride_w, window_.dilation_w,
@@ -200,31 +200,32 @@ class BinaryConvStep final : public Step {
     std::vector<BconvParams> groups;
   };
 
-  // File rows (kernel_h, kernel_w, channel) without gaps ->
-  // [group][plane][block][kernel_h][kernel_w][words][16].
-  void pack_weights(const BinaryConv& op) {
+  // File rows (kernel_h, kernel_w, channel) without gaps -> [group][plane], each in the kernel's
+  // layout.
+  void pack_weights(const BinaryConv& op, kernels::bconv_b1_pack_fn pack) {
     const std::size_t taps = window_.kernel_h * window_.kernel_w, n_planes = op.w_coefs.size();
-    const std::size_t row_words = ceil_div(taps * group_in_, kWordBits);
-    plane_words_ = n_blocks_ * taps * words_ * kBconvBlock;
+    const std::size_t file_words = ceil_div(taps * group_in_, kWordBits);
+    const std::size_t row_words = taps * words_;
+    plane_words_ = pack(nullptr, group_out_, row_words, nullptr);
     weights_ = AlignedBuffer<std::uint32_t>(groups_ * n_planes * plane_words_);
     tap_sums_.assign(out_.c * taps, 0);
-    std::vector<std::uint32_t> tap_bits(words_);
-    for (std::size_t plane = 0; plane < n_planes; ++plane) {
-      for (std::size_t o = 0; o < out_.c; ++o) {
-        const std::uint32_t* row = op.weights.data() + (plane * out_.c + o) * row_words;
-        const std::size_t group = o / group_out_, block = o % group_out_ / kBconvBlock;
-        std::uint32_t* packed = weights_.data() + (group * n_planes + plane) * plane_words_ +
-                                block * taps * words_ * kBconvBlock + o % group_out_ % kBconvBlock;
-        for (std::size_t tap = 0; tap < taps; ++tap) {
-          extract_bits(row, tap * group_in_, group_in_, tap_bits.data());
-          std::int64_t ones = 0;
-          for (std::size_t w = 0; w < words_; ++w) {
-            packed[(tap * words_ + w) * kBconvBlock] = tap_bits[w];
-            ones += std::popcount(tap_bits[w]);
+    std::vector<std::uint32_t> rows(group_out_ * row_words);
+    for (std::size_t group = 0; group < groups_; ++group) {
+      for (std::size_t plane = 0; plane < n_planes; ++plane) {
+        for (std::size_t i = 0; i < group_out_; ++i) {
+          const std::size_t o = group * group_out_ + i;
+          const std::uint32_t* file_row = op.weights.data() + (plane * out_.c + o) * file_words;
+          for (std::size_t tap = 0; tap < taps; ++tap) {
+            std::uint32_t* bits = rows.data() + i * row_words + tap * words_;
+            extract_bits(file_row, tap * group_in_, group_in_, bits);
+            std::int64_t ones = 0;
+            for (std::size_t w = 0; w < words_; ++w) ones += std::popcount(bits[w]);
+            tap_sums_[o * taps + tap] +=
+                op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
           }
-          tap_sums_[o * taps + tap] +=
-              op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
         }
+        pack(rows.data(), group_out_, row_words,
+             weights_.data() + (group * n_planes + plane) * plane_words_);
       }
     }
   }
