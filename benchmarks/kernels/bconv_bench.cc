@@ -105,14 +105,21 @@ limits::bconv_b1_fn* limit_of(std::string_view backend) {
 class KernelProblem {
  public:
   explicit KernelProblem(const Shape& s)
-      : out_size_(macs_of(s).out_size), n_channels_(s.out_channels) {
+      : out_h_(macs_of(s).out_size), n_channels_(s.out_channels) {
+    // Rows of single pixels are joined, as the executor joins them.
+    std::size_t n_joined = 1;
+    for (std::size_t n = 2; s.kernel == 1 && s.stride == 1 && n * s.size <= 64; ++n) {
+      if (s.size % n == 0) n_joined = n;
+    }
+    const std::size_t out_w = out_h_ * n_joined;
+    out_h_ /= n_joined;
     const std::size_t words = s.in_channels / 32;
     const std::size_t n_blocks = (s.out_channels + kBconvBlock - 1) / kBconvBlock;
     input_ = AlignedBuffer<std::uint32_t>(s.n_in_planes * s.size * s.size * words);
     rows_.resize(s.out_channels * s.kernel * s.kernel * words);
     base_ = AlignedBuffer<std::int32_t>(n_blocks * kBconvBlock);
-    out_ = AlignedBuffer<std::int32_t>(out_size_ * out_size_ * n_blocks * kBconvBlock);
-    class_.assign(out_size_, 0);
+    out_ = AlignedBuffer<std::int32_t>(out_h_ * out_w * n_blocks * kBconvBlock);
+    class_.assign(out_w, 0);
     for (std::size_t i = 0; i < s.n_in_planes; ++i) coef_.push_back(1 << i);
     std::mt19937 random(1);
     for (std::size_t i = 0; i < input_.size(); ++i) input_[i] = random();
@@ -120,9 +127,9 @@ class KernelProblem {
     for (std::size_t i = 0; i < base_.size(); ++i) {
       base_[i] = static_cast<std::int32_t>(random() % 4096);
     }
-    params_ = {.in_h = s.size,
-               .in_w = s.size,
-               .out_w = out_size_,
+    params_ = {.in_h = s.size / n_joined,
+               .in_w = s.size * n_joined,
+               .out_w = out_w,
                .kernel_h = s.kernel,
                .kernel_w = s.kernel,
                .stride_h = s.stride,
@@ -156,12 +163,16 @@ class KernelProblem {
     params_.weights = weights_.data();
     params_.w_plane_words = weights_.size();
   }
-  // The whole layer, row by row.
+  // The whole layer, as the executor calls it: few blocks at a time, all rows with the same ones.
   void run() {
+    constexpr std::size_t kChunkBlocks = 4;
     const std::size_t stride = params_.n_blocks * kBconvBlock;
-    for (std::size_t oy = 0; oy < out_size_; ++oy) {
-      kernel_(params_, input_.data(), oy, 0, params_.n_blocks,
-              out_.data() + oy * out_size_ * stride, stride);
+    for (std::size_t block = 0; block < params_.n_blocks; block += kChunkBlocks) {
+      const std::size_t end = std::min(block + kChunkBlocks, params_.n_blocks);
+      for (std::size_t oy = 0; oy < out_h_; ++oy) {
+        kernel_(params_, input_.data(), oy, block, end,
+                out_.data() + oy * params_.out_w * stride + block * kBconvBlock, stride);
+      }
     }
   }
   std::vector<std::int32_t> result() {
@@ -171,7 +182,7 @@ class KernelProblem {
   }
 
  private:
-  std::size_t out_size_, n_channels_;
+  std::size_t out_h_, n_channels_;
   std::vector<std::uint32_t> rows_;  // of weights, one per output channel
   AlignedBuffer<std::uint32_t> input_, weights_;
   AlignedBuffer<std::int32_t> base_, out_;

@@ -63,7 +63,8 @@ struct Runs {
 };
 
 struct Output {
-  const std::int32_t* previous[kTilePixels];  // base row, or what the sums before have left
+  const std::int32_t* previous;  // base row, or what the sums before have left
+  std::size_t previous_stride;   // 0: pixels that see the same taps have one base row
   std::int32_t* y;
   std::size_t stride;
   std::size_t block_begin, block_end;  // of the tile's blocks, those written: y begins at the first
@@ -178,7 +179,7 @@ inline void write(const Counts<kPixels, kGroups>& counts, const Output& output, 
         const std::size_t block = g * kGroupBlocks + b;
         if (block < output.block_begin || block >= output.block_end) continue;
         const std::size_t at = (block - output.block_begin) * kBconvBlock;
-        const std::int32_t* previous = output.previous[p] + at;
+        const std::int32_t* previous = output.previous + p * output.previous_stride + at;
         std::int32_t* y = output.y + p * output.stride + at;
 #pragma GCC unroll 2
         for (std::size_t i = 0; i < kBconvBlock / kLanes; ++i) {
@@ -214,7 +215,8 @@ inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* 
         write(counts, output, 0);
         clear(counts);
         widens_left = kWidensPerShortCount;
-        for (std::size_t p = 0; p < kPixels; ++p) output.previous[p] = output.y + p * output.stride;
+        output.previous = output.y;
+        output.previous_stride = output.stride;
       }
     }
   }
@@ -304,14 +306,10 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       output.stride = out_stride;
       output.block_begin = first_block - tile_block;
       output.block_end = block_end - tile_block;
+      output.previous =
+          p.base + ((p.row_class[oy] + p.col_class[ox]) * p.n_blocks + first_block) * kBconvBlock;
+      output.previous_stride = 0;
       for (std::size_t pair = 0; pair < n_pairs; ++pair) {
-        for (std::size_t i = 0; i < n_pixels; ++i) {
-          output.previous[i] =
-              pair == 0
-                  ? p.base + ((p.row_class[oy] + p.col_class[ox + i]) * p.n_blocks + first_block) *
-                                 kBconvBlock
-                  : output.y + i * out_stride;
-        }
         output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
         output.shift = pair + 1 == n_pairs ? p.shift : 0;
         const std::uint32_t* x = input + pair / p.n_w_planes * p.in_plane_words + x_offset;
@@ -326,6 +324,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
           case 7: tile<3, 1>(runs, x, w, output); break;
           default: tile<4, 1>(runs, x, w, output); break;
         }
+        output.previous = output.y;
+        output.previous_stride = out_stride;
       }
     }
   }

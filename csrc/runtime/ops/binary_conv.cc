@@ -40,6 +40,22 @@ constexpr std::size_t kSmallChunkBlocks = 2;
 // Samples that a fully connected layer takes at a time, as pixels of one row.
 constexpr std::size_t kBatchTile = 64;
 
+// Pixels of a row that several rows of a map are joined to.
+constexpr std::size_t kJoinedPixels = 64;
+
+// How many rows of a map to join where windows are single pixels: calls and rows that end in the
+// middle of a tile cost time. Leaves work for all threads.
+std::size_t rows_to_join(const Map& map, std::size_t n_chunks, std::size_t n_threads) noexcept {
+  constexpr std::size_t kTile = 4;
+  const auto tiles = [&](std::size_t n) { return ceil_div(n * map.w, kTile) + 1; };  // 1: the call
+  std::size_t best = 1;
+  for (std::size_t n = 2; n <= map.h && n * map.w <= kJoinedPixels; ++n) {
+    if (map.h % n != 0 || map.h / n * n_chunks < 2 * n_threads) continue;
+    if (tiles(n) * best < tiles(best) * n) best = n;
+  }
+  return best;
+}
+
 // Copies n_bits bits from bit `first` of src to bit 0 of dst; the rest of the last word is set to
 // 0. Reads no word without bits.
 void extract_bits(const std::uint32_t* src, std::size_t first, std::size_t n_bits,
@@ -135,6 +151,13 @@ class BinaryConvStep final : public Step {
                            (window_.dilation_w == 1 || in_.w == 1) && window_.pad_top == 0 &&
                            window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
+    if (window_.kernel_h == 1 && window_.kernel_w == 1 && window_.stride_h == 1 &&
+        window_.stride_w == 1 && in_.h == out_.h && in_.w == out_.w) {
+      const std::size_t n_rows =
+          rows_to_join(in_, ceil_div(n_blocks_, kChunkBlocks), ctx.n_threads);
+      in_.h = out_.h /= n_rows;
+      in_.w = out_.w *= n_rows;
+    }
 
     pack_weights(op, ctx.kernels().bconv_b1_pack);
     rows_ = classify(out_.h, in_.h, window_.kernel_h, window_.stride_h, window_.dilation_h,
