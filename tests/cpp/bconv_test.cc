@@ -250,6 +250,52 @@ void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
       }
     }
   }
+
+  // Signs: the limit of a popcount from a random threshold of the output.
+  if (n_in * n_w != 1 || c.block_begin % 2 != 0 || (block_end % 2 != 0 && block_end != n_blocks))
+    return;
+  const std::size_t n_words = (n_blocks + 1) / 2,
+                    n_classes = base.size() / (n_blocks * kBconvBlock);
+  GuardedBuffer<std::int32_t> limits(n_classes * n_words * 32);
+  GuardedBuffer<std::uint32_t> flip(n_words);
+  std::ranges::fill(limits.span(), -1);
+  std::ranges::fill(flip.span(), 0U);
+  std::vector<std::int64_t> thresholds(c.out_channels);
+  const std::int64_t factor = 2 * std::int64_t{coef[0]};
+  for (std::size_t oc = 0; oc < c.out_channels; ++oc) {
+    const std::size_t out_pixels = c.out_h() * c.out_w();
+    thresholds[oc] = expected[random() % out_pixels * c.out_channels + oc] + random() % 3 - 1;
+    const std::int64_t sum = thresholds[oc] * (std::int64_t{1} << shift);
+    if (factor < 0) flip[oc / 32] |= 1U << (oc % 32);
+    for (std::size_t k = 0; k < n_classes; ++k) {
+      // base - factor * count >= sum, by trying: the largest count that passes, or the largest
+      // that does not.
+      const std::int64_t b = base[k * n_blocks * kBconvBlock + oc];
+      std::int32_t limit = -1;
+      while (limit < static_cast<std::int32_t>(taps * words * 32) &&
+             (b - factor * (limit + 1) >= sum) == (factor > 0)) {
+        ++limit;
+      }
+      limits[k * n_words * 32 + oc] = limit;
+    }
+  }
+  p.base = limits.data();
+  for (std::size_t oy = 0; oy < c.out_h(); ++oy) {
+    const std::size_t first = c.block_begin / 2, end = (block_end + 1) / 2, stride = end - first;
+    GuardedBuffer<std::uint32_t> bits(c.out_w() * stride);
+    std::ranges::fill(bits.span(), 0xA5A5A5A5U);
+    kernels.bconv_b1_bits(p, flip.data(), input.data() + c.words_around, oy, c.block_begin,
+                          block_end, bits.data(), stride);
+    ASSERT_TRUE(bits.intact());
+    for (std::size_t ox = 0; ox < c.out_w(); ++ox) {
+      for (std::size_t oc = first * 32; oc < end * 32; ++oc) {
+        const bool bit = oc < c.out_channels &&
+                         expected[(oy * c.out_w() + ox) * c.out_channels + oc] >= thresholds[oc];
+        ASSERT_EQ(bits[ox * stride + oc / 32 - first] >> (oc % 32) & 1U, bit ? 1U : 0U)
+            << "sign of row " << oy << ", column " << ox << ", channel " << oc;
+      }
+    }
+  }
 }
 
 class Bconv : public testing::TestWithParam<BackendInfo> {
@@ -432,6 +478,17 @@ TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
         ASSERT_GE(expected, low);
         ASSERT_LE(expected, high);
         for (const std::int32_t value : out.span()) ASSERT_EQ(value, expected);
+        for (const std::int64_t below : {0, 1}) {
+          GuardedBuffer<std::int32_t> limits(6 * kBconvBlock);
+          GuardedBuffer<std::uint32_t> flip(3), bits(width * 3);
+          std::ranges::fill(limits.span(), static_cast<std::int32_t>(popcount - below));
+          std::ranges::fill(flip.span(), 0U);
+          std::fill_n(limits.data() + 5 * kBconvBlock, kBconvBlock, -1);
+          p.base = limits.data();
+          GetParam().table->bconv_b1_bits(p, flip.data(), input.data(), 0, 0, 5, bits.data(), 3);
+          for (std::size_t i = 0; i < bits.size(); ++i)
+            ASSERT_EQ(bits[i], below == 1 ? 0U : i % 3 == 2 ? 0xFFFFU : 0xFFFFFFFFU);
+        }
       }
     }
   }

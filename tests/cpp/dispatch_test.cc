@@ -55,10 +55,11 @@ TEST(SelectKernels, ScalarFillsEverySlot) {
 }
 
 // What one backend packs, another one cannot read.
-TEST(Backends, HaveBothOrNeitherOfBinaryConvolutionAndItsPacker) {
+TEST(Backends, HaveBinaryConvolutionsAndTheirPackerOrNone) {
   for (const BackendInfo& b : backends()) {
     if (b.table == nullptr) continue;
     EXPECT_EQ(b.table->bconv_b1_i32 == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
+    EXPECT_EQ(b.table->bconv_b1_bits == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
   }
 }
 

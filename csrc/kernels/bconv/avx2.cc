@@ -1,4 +1,4 @@
-// bconv_b1_i32 without a popcount instruction (bconv.h has the contract).
+// bconv_b1_i32 and bconv_b1_bits without a popcount instruction (bconv.h has the contract).
 //
 // No bit is counted at run time. The activations choose a table of 16 bytes, popcount(a ^ n) for
 // their nibble a and every n; the weights, one nibble a byte, look it up for 32 output channels:
@@ -70,6 +70,9 @@ struct Output {
   std::size_t block_begin, block_end;  // of the tile's blocks, those written: y begins at the first
   std::int32_t factor;                 // 2 * coef
   int shift;
+  // Where bits are written instead, a pixel's words `stride` apart: `previous` are the limits.
+  std::uint32_t* bits;
+  const std::uint32_t* flip;
 };
 
 inline __m256i load(const void* p) {
@@ -158,22 +161,30 @@ template <std::size_t kPixels, std::size_t kGroups>
   }
 }
 
+// Counts of the channels of a register, 8 at a time.
+struct Wide {
+  __m256i i32x8[4];
+};
+template <std::size_t kPixels, std::size_t kGroups>
+inline Wide wide(const Counts<kPixels, kGroups>& counts, std::size_t p, std::size_t g) {
+  const __m256i low_u16x16 = _mm256_set1_epi16(0xFF), low_u32x8 = _mm256_set1_epi32(0xFFFF);
+  const __m256i bytes = load(counts.bytes[p][g]);
+  const __m256i even =
+      _mm256_add_epi16(load(counts.sums[p][g][0]), _mm256_and_si256(bytes, low_u16x16));
+  const __m256i odd = _mm256_add_epi16(load(counts.sums[p][g][1]), _mm256_srli_epi16(bytes, 8));
+  return {{_mm256_and_si256(even, low_u32x8), _mm256_and_si256(odd, low_u32x8),
+           _mm256_srli_epi32(even, 16), _mm256_srli_epi32(odd, 16)}};
+}
+
 // y = (previous - factor * counts) >> shift
 template <std::size_t kPixels, std::size_t kGroups>
 inline void write(const Counts<kPixels, kGroups>& counts, const Output& output, int shift_by) {
   const __m256i factor_i32x8 = _mm256_set1_epi32(output.factor);
-  const __m256i low_u16x16 = _mm256_set1_epi16(0xFF), low_u32x8 = _mm256_set1_epi32(0xFFFF);
   const __m128i shift = _mm_cvtsi32_si128(shift_by);
   for (std::size_t p = 0; p < kPixels; ++p) {
 #pragma GCC unroll 2
     for (std::size_t g = 0; g < kGroups; ++g) {
-      const __m256i bytes = load(counts.bytes[p][g]);
-      const __m256i even =
-          _mm256_add_epi16(load(counts.sums[p][g][0]), _mm256_and_si256(bytes, low_u16x16));
-      const __m256i odd = _mm256_add_epi16(load(counts.sums[p][g][1]), _mm256_srli_epi16(bytes, 8));
-      const __m256i counts_i32x8[4] = {_mm256_and_si256(even, low_u32x8),
-                                       _mm256_and_si256(odd, low_u32x8),
-                                       _mm256_srli_epi32(even, 16), _mm256_srli_epi32(odd, 16)};
+      const Wide count = wide(counts, p, g);
 #pragma GCC unroll 2
       for (std::size_t b = 0; b < kGroupBlocks; ++b) {
         const std::size_t block = g * kGroupBlocks + b;
@@ -183,7 +194,7 @@ inline void write(const Counts<kPixels, kGroups>& counts, const Output& output, 
         std::int32_t* y = output.y + p * output.stride + at;
 #pragma GCC unroll 2
         for (std::size_t i = 0; i < kBconvBlock / kLanes; ++i) {
-          const __m256i product = _mm256_mullo_epi32(counts_i32x8[2 * b + i], factor_i32x8);
+          const __m256i product = _mm256_mullo_epi32(count.i32x8[2 * b + i], factor_i32x8);
           const __m256i sum = _mm256_sub_epi32(load(previous + i * kLanes), product);
           store(y + i * kLanes, _mm256_sra_epi32(sum, shift));
         }
@@ -192,10 +203,38 @@ inline void write(const Counts<kPixels, kGroups>& counts, const Output& output, 
   }
 }
 
+// Whole registers: limits of channels that do not exist are -1. `earlier`, if not null, is what the
+// sums before have counted.
+template <std::size_t kPixels, std::size_t kGroups>
+inline void write_bits(const Counts<kPixels, kGroups>& counts, const Output& output,
+                       const std::int32_t* earlier) {
+  for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 2
+    for (std::size_t g = 0; g < kGroups; ++g) {
+      Wide count = wide(counts, p, g);
+      std::uint32_t above = 0;
+#pragma GCC unroll 4
+      for (std::size_t i = 0; i < 4; ++i) {
+        if (earlier != nullptr) {
+          count.i32x8[i] = _mm256_add_epi32(count.i32x8[i],
+                                            load(earlier + ((p * kGroups + g) * 4 + i) * kLanes));
+        }
+        const __m256i limit = load(output.previous + (g * 4 + i) * kLanes);
+        const int mask =
+            _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(count.i32x8[i], limit)));
+        above |= static_cast<std::uint32_t>(mask) << i * kLanes;
+      }
+      output.bits[p * output.stride + g] = ~above ^ output.flip[g];
+    }
+  }
+}
+
 template <std::size_t kPixels, std::size_t kGroups>
 inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w, Output& output) {
   Counts<kPixels, kGroups> counts;
   clear(counts);
+  alignas(32) std::int32_t earlier[kPixels * kGroups * 4 * kLanes];  // where bits are written
+  bool has_earlier = false;
   std::size_t room = kWordsPerByteCount, widens_left = kWidensPerShortCount;
   for (std::size_t row = 0; row < runs.n_rows; ++row) {
     for (std::size_t run = 0; run < runs.n_runs; ++run) {
@@ -212,15 +251,126 @@ inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* 
         if (!widens) continue;
         room = kWordsPerByteCount;
         if (--widens_left != 0) continue;
-        write(counts, output, 0);
+        if (output.bits == nullptr) {
+          write(counts, output, 0);
+          output.previous = output.y;
+          output.previous_stride = output.stride;
+        } else {
+          for (std::size_t i = 0; i < kPixels * kGroups; ++i) {
+            const Wide count = wide(counts, i / kGroups, i % kGroups);
+            for (std::size_t j = 0; j < 4; ++j) {
+              std::int32_t* sum = earlier + (i * 4 + j) * kLanes;
+              store(sum,
+                    has_earlier ? _mm256_add_epi32(load(sum), count.i32x8[j]) : count.i32x8[j]);
+            }
+          }
+          has_earlier = true;
+        }
         clear(counts);
         widens_left = kWidensPerShortCount;
-        output.previous = output.y;
-        output.previous_stride = output.stride;
       }
     }
   }
-  write(counts, output, output.shift);
+  if (output.bits == nullptr) {
+    write(counts, output, output.shift);
+  } else {
+    write_bits(counts, output, has_earlier ? earlier : nullptr);
+  }
+}
+
+// Sums, or bits.
+struct Destination {
+  std::int32_t* sums;
+  std::uint32_t* bits;
+  const std::uint32_t* flip;
+  std::size_t stride;
+};
+
+inline void convolve(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
+                     std::size_t block_begin, std::size_t block_end, const Destination& out) {
+  TAC_DCHECK(block_begin <= block_end && block_end <= p.n_blocks);
+  const auto iy0 =
+      static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
+  const LocalTapRange ky =
+      local_tap_range(iy0, p.kernel_h, p.dilation_h, 0, static_cast<std::ptrdiff_t>(p.in_h));
+  const LocalTapRange full =
+      local_full_windows(p.out_w, p.stride_w, p.pad_left, p.dilation_w, p.kernel_w, p.in_w);
+  const std::size_t iy = oy * p.stride_h + ky.begin * p.dilation_h - p.pad_top;
+  const std::size_t w_tap = p.words * kWordStep;
+  // Neighbouring taps read neighbouring words when nothing lies between their channels.
+  const bool taps_touch = p.dilation_w == 1 && p.pixel_words == p.words;
+
+  Runs runs;
+  runs.x_row = p.dilation_h * p.in_w * p.pixel_words;
+  runs.x_run = p.dilation_w * p.pixel_words;
+  runs.x_pixel = p.stride_w * p.pixel_words;
+  runs.w_row = p.kernel_w * w_tap;
+  runs.w_run = w_tap;
+  runs.w_group = p.kernel_h * runs.w_row;
+
+  const std::size_t base_row =
+      (out.bits == nullptr ? p.n_blocks : local_ceil_div(p.n_blocks, 2) * 2) * kBconvBlock;
+  const std::size_t n_pairs = p.n_in_planes * p.n_w_planes;
+  const std::size_t group_end = local_ceil_div(block_end, kGroupBlocks);
+  for (std::size_t group = block_begin / kGroupBlocks; group < group_end; group += kTileGroups) {
+    const bool two_groups = group_end - group > 1;
+    const std::size_t tile_block = group * kGroupBlocks;  // may lie in front of block_begin
+    const std::size_t first_block = local_max(tile_block, block_begin);
+    for (std::size_t ox = 0, n_pixels; ox < p.out_w; ox += n_pixels) {
+      LocalTapRange kx{0, p.kernel_w};
+      n_pixels = 1;
+      if (ox >= full.begin && ox < full.end) {
+        n_pixels = local_min(kTilePixels, full.end - ox);
+      } else {
+        const auto ix0 =
+            static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
+        kx = local_tap_range(ix0, p.kernel_w, p.dilation_w, 0, static_cast<std::ptrdiff_t>(p.in_w));
+      }
+      const std::size_t n_kx = kx.end - kx.begin;
+      runs.n_runs = taps_touch ? 1 : n_kx;
+      runs.run_words = taps_touch ? n_kx * p.words : p.words;
+      // Pieces of one length, so that none is short.
+      const std::size_t n_pieces = local_ceil_div(runs.run_words, kWordsPerByteCount);
+      runs.piece = local_ceil_div(runs.run_words, local_max(n_pieces, 1));
+      runs.n_rows = n_kx == 0 ? 0 : ky.end - ky.begin;
+      const std::size_t ix = ox * p.stride_w + kx.begin * p.dilation_w - p.pad_left;
+      const std::size_t x_offset = runs.n_rows == 0 ? 0 : (iy * p.in_w + ix) * p.pixel_words;
+      const std::size_t w_offset =
+          runs.n_rows == 0 ? 0 : group * runs.w_group + ky.begin * runs.w_row + kx.begin * w_tap;
+
+      const std::size_t first = first_block - block_begin;
+      Output output;
+      output.y = out.bits == nullptr ? out.sums + ox * out.stride + first * kBconvBlock : nullptr;
+      output.bits = out.bits == nullptr ? nullptr : out.bits + ox * out.stride + first / 2;
+      output.flip = out.bits == nullptr ? nullptr : out.flip + first_block / 2;
+      output.stride = out.stride;
+      output.block_begin = first_block - tile_block;
+      output.block_end = block_end - tile_block;
+      output.previous =
+          p.base + (p.row_class[oy] + p.col_class[ox]) * base_row + first_block * kBconvBlock;
+      output.previous_stride = 0;
+      for (std::size_t pair = 0; pair < n_pairs; ++pair) {
+        if (out.bits == nullptr) {
+          output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
+          output.shift = pair + 1 == n_pairs ? p.shift : 0;
+        }
+        const std::uint32_t* x = input + pair / p.n_w_planes * p.in_plane_words + x_offset;
+        const std::uint32_t* w = p.weights + pair % p.n_w_planes * p.w_plane_words + w_offset;
+        switch (two_groups ? n_pixels : kTilePixels + n_pixels) {
+          case 1: tile<1, 2>(runs, x, w, output); break;
+          case 2: tile<2, 2>(runs, x, w, output); break;
+          case 3: tile<3, 2>(runs, x, w, output); break;
+          case 4: tile<4, 2>(runs, x, w, output); break;
+          case 5: tile<1, 1>(runs, x, w, output); break;
+          case 6: tile<2, 1>(runs, x, w, output); break;
+          case 7: tile<3, 1>(runs, x, w, output); break;
+          default: tile<4, 1>(runs, x, w, output); break;
+        }
+        output.previous = output.y;
+        output.previous_stride = out.stride;
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -252,83 +402,15 @@ std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std
 void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
                   std::size_t block_begin, std::size_t block_end, std::int32_t* out,
                   std::size_t out_stride) {
-  TAC_DCHECK(block_begin <= block_end && block_end <= p.n_blocks);
   TAC_DCHECK(reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && out_stride % kBconvBlock == 0);
-  const auto iy0 =
-      static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
-  const LocalTapRange ky =
-      local_tap_range(iy0, p.kernel_h, p.dilation_h, 0, static_cast<std::ptrdiff_t>(p.in_h));
-  const LocalTapRange full =
-      local_full_windows(p.out_w, p.stride_w, p.pad_left, p.dilation_w, p.kernel_w, p.in_w);
-  const std::size_t iy = oy * p.stride_h + ky.begin * p.dilation_h - p.pad_top;
-  const std::size_t w_tap = p.words * kWordStep;
-  // Neighbouring taps read neighbouring words when nothing lies between their channels.
-  const bool taps_touch = p.dilation_w == 1 && p.pixel_words == p.words;
+  convolve(p, input, oy, block_begin, block_end, {out, nullptr, nullptr, out_stride});
+}
 
-  Runs runs;
-  runs.x_row = p.dilation_h * p.in_w * p.pixel_words;
-  runs.x_run = p.dilation_w * p.pixel_words;
-  runs.x_pixel = p.stride_w * p.pixel_words;
-  runs.w_row = p.kernel_w * w_tap;
-  runs.w_run = w_tap;
-  runs.w_group = p.kernel_h * runs.w_row;
-
-  const std::size_t n_pairs = p.n_in_planes * p.n_w_planes;
-  const std::size_t group_end = local_ceil_div(block_end, kGroupBlocks);
-  for (std::size_t group = block_begin / kGroupBlocks; group < group_end; group += kTileGroups) {
-    const bool two_groups = group_end - group > 1;
-    const std::size_t tile_block = group * kGroupBlocks;  // may lie in front of block_begin
-    const std::size_t first_block = local_max(tile_block, block_begin);
-    for (std::size_t ox = 0, n_pixels; ox < p.out_w; ox += n_pixels) {
-      LocalTapRange kx{0, p.kernel_w};
-      n_pixels = 1;
-      if (ox >= full.begin && ox < full.end) {
-        n_pixels = local_min(kTilePixels, full.end - ox);
-      } else {
-        const auto ix0 =
-            static_cast<std::ptrdiff_t>(ox * p.stride_w) - static_cast<std::ptrdiff_t>(p.pad_left);
-        kx = local_tap_range(ix0, p.kernel_w, p.dilation_w, 0, static_cast<std::ptrdiff_t>(p.in_w));
-      }
-      const std::size_t n_kx = kx.end - kx.begin;
-      runs.n_runs = taps_touch ? 1 : n_kx;
-      runs.run_words = taps_touch ? n_kx * p.words : p.words;
-      // Pieces of one length, so that none is short.
-      const std::size_t n_pieces = local_ceil_div(runs.run_words, kWordsPerByteCount);
-      runs.piece = local_ceil_div(runs.run_words, local_max(n_pieces, 1));
-      runs.n_rows = n_kx == 0 ? 0 : ky.end - ky.begin;
-      const std::size_t ix = ox * p.stride_w + kx.begin * p.dilation_w - p.pad_left;
-      const std::size_t x_offset = runs.n_rows == 0 ? 0 : (iy * p.in_w + ix) * p.pixel_words;
-      const std::size_t w_offset =
-          runs.n_rows == 0 ? 0 : group * runs.w_group + ky.begin * runs.w_row + kx.begin * w_tap;
-
-      Output output;
-      output.y = out + ox * out_stride + (first_block - block_begin) * kBconvBlock;
-      output.stride = out_stride;
-      output.block_begin = first_block - tile_block;
-      output.block_end = block_end - tile_block;
-      output.previous =
-          p.base + ((p.row_class[oy] + p.col_class[ox]) * p.n_blocks + first_block) * kBconvBlock;
-      output.previous_stride = 0;
-      for (std::size_t pair = 0; pair < n_pairs; ++pair) {
-        output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
-        output.shift = pair + 1 == n_pairs ? p.shift : 0;
-        const std::uint32_t* x = input + pair / p.n_w_planes * p.in_plane_words + x_offset;
-        const std::uint32_t* w = p.weights + pair % p.n_w_planes * p.w_plane_words + w_offset;
-        switch (two_groups ? n_pixels : kTilePixels + n_pixels) {
-          case 1: tile<1, 2>(runs, x, w, output); break;
-          case 2: tile<2, 2>(runs, x, w, output); break;
-          case 3: tile<3, 2>(runs, x, w, output); break;
-          case 4: tile<4, 2>(runs, x, w, output); break;
-          case 5: tile<1, 1>(runs, x, w, output); break;
-          case 6: tile<2, 1>(runs, x, w, output); break;
-          case 7: tile<3, 1>(runs, x, w, output); break;
-          default: tile<4, 1>(runs, x, w, output); break;
-        }
-        output.previous = output.y;
-        output.previous_stride = out_stride;
-      }
-    }
-  }
+void bconv_b1_bits(const BconvParams& p, const std::uint32_t* flip, const std::uint32_t* input,
+                   std::size_t oy, std::size_t block_begin, std::size_t block_end,
+                   std::uint32_t* out, std::size_t out_stride) {
+  TAC_DCHECK(block_begin % 2 == 0 && p.n_in_planes == 1 && p.n_w_planes == 1);
+  convolve(p, input, oy, block_begin, block_end, {nullptr, out, flip, out_stride});
 }
 
 }  // namespace tac::kernels::avx2

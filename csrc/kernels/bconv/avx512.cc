@@ -1,4 +1,4 @@
-// bconv_b1_i32 with VPOPCNTDQ (bconv.h has the contract).
+// bconv_b1_i32 and bconv_b1_bits with VPOPCNTDQ (bconv.h has the contract).
 //
 // One register holds 32 input channels of 16 output channels; the activation word is a broadcast,
 // so there is no horizontal sum and no tail in the channels:
@@ -40,6 +40,9 @@ struct Output {
   std::size_t stride;
   std::int32_t factor;  // 2 * coef
   int shift;
+  // Where bits are written instead, a pixel's words `stride` apart: `previous` are the limits.
+  std::uint32_t* bits;
+  const std::uint32_t* flip;
 };
 
 template <std::size_t kPixels, std::size_t kBlocks>
@@ -76,6 +79,24 @@ inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* 
       }
     }
   }
+  if (output.bits != nullptr) {
+#pragma GCC unroll 6
+    for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 2
+      for (std::size_t b = 0; b < kBlocks; b += 2) {
+        const __mmask16 low = _mm512_cmple_epi32_mask(
+            acc_i32x16[p][b], _mm512_load_si512(output.previous + b * kBconvBlock));
+        __mmask16 high = 0;
+        if (b + 1 < kBlocks) {
+          high = _mm512_cmple_epi32_mask(
+              acc_i32x16[p][b + 1], _mm512_load_si512(output.previous + (b + 1) * kBconvBlock));
+        }
+        output.bits[p * output.stride + b / 2] =
+            static_cast<std::uint32_t>(_mm512_kunpackw(high, low)) ^ output.flip[b / 2];
+      }
+    }
+    return;
+  }
   const __m512i factor_i32x16 = _mm512_set1_epi32(output.factor);
   const __m128i shift = _mm_cvtsi32_si128(output.shift);
 #pragma GCC unroll 6
@@ -103,18 +124,17 @@ inline void tile_of_blocks(std::size_t n_blocks, const Runs& runs, const std::ui
   }
 }
 
-}  // namespace
+// Sums, or bits.
+struct Destination {
+  std::int32_t* sums;
+  std::uint32_t* bits;
+  const std::uint32_t* flip;
+  std::size_t stride;
+};
 
-std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t row_words,
-                          std::uint32_t* packed) {
-  return local_pack_words(rows, n_channels, row_words, packed);
-}
-
-void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
-                  std::size_t block_begin, std::size_t block_end, std::int32_t* out,
-                  std::size_t out_stride) {
+inline void convolve(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
+                     std::size_t block_begin, std::size_t block_end, const Destination& out) {
   TAC_DCHECK(block_begin <= block_end && block_end <= p.n_blocks);
-  TAC_DCHECK(reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && out_stride % kBconvBlock == 0);
   const auto iy0 =
       static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
   const LocalTapRange ky =
@@ -134,6 +154,8 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
   runs.w_run = w_tap;
   runs.w_block = p.kernel_h * runs.w_row;
 
+  const std::size_t base_row =
+      (out.bits == nullptr ? p.n_blocks : local_ceil_div(p.n_blocks, 2) * 2) * kBconvBlock;
   const std::size_t n_pairs = p.n_in_planes * p.n_w_planes;
   for (std::size_t block = block_begin; block < block_end; block += kTileBlocks) {
     const std::size_t n_blocks = local_min(kTileBlocks, block_end - block);
@@ -156,15 +178,20 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
       const std::size_t w_offset =
           runs.n_rows == 0 ? 0 : block * runs.w_block + ky.begin * runs.w_row + kx.begin * w_tap;
 
+      const std::size_t first = block - block_begin;
       Output output;
-      output.y = out + ox * out_stride + (block - block_begin) * kBconvBlock;
-      output.stride = out_stride;
+      output.y = out.bits == nullptr ? out.sums + ox * out.stride + first * kBconvBlock : nullptr;
+      output.bits = out.bits == nullptr ? nullptr : out.bits + ox * out.stride + first / 2;
+      output.flip = out.bits == nullptr ? nullptr : out.flip + block / 2;
+      output.stride = out.stride;
       output.previous =
-          p.base + ((p.row_class[oy] + p.col_class[ox]) * p.n_blocks + block) * kBconvBlock;
+          p.base + (p.row_class[oy] + p.col_class[ox]) * base_row + block * kBconvBlock;
       output.previous_stride = 0;
       for (std::size_t pair = 0; pair < n_pairs; ++pair) {
-        output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
-        output.shift = pair + 1 == n_pairs ? p.shift : 0;
+        if (out.bits == nullptr) {
+          output.factor = static_cast<std::int32_t>(2U * static_cast<std::uint32_t>(p.coef[pair]));
+          output.shift = pair + 1 == n_pairs ? p.shift : 0;
+        }
         const std::uint32_t* x = input + pair / p.n_w_planes * p.in_plane_words + x_offset;
         const std::uint32_t* w = p.weights + pair % p.n_w_planes * p.w_plane_words + w_offset;
         switch (n_pixels) {
@@ -176,10 +203,31 @@ void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t 
           default: tile_of_blocks<6>(n_blocks, runs, x, w, output); break;
         }
         output.previous = output.y;
-        output.previous_stride = out_stride;
+        output.previous_stride = out.stride;
       }
     }
   }
+}
+
+}  // namespace
+
+std::size_t bconv_b1_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t row_words,
+                          std::uint32_t* packed) {
+  return local_pack_words(rows, n_channels, row_words, packed);
+}
+
+void bconv_b1_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy,
+                  std::size_t block_begin, std::size_t block_end, std::int32_t* out,
+                  std::size_t out_stride) {
+  TAC_DCHECK(reinterpret_cast<std::uintptr_t>(out) % 64 == 0 && out_stride % kBconvBlock == 0);
+  convolve(p, input, oy, block_begin, block_end, {out, nullptr, nullptr, out_stride});
+}
+
+void bconv_b1_bits(const BconvParams& p, const std::uint32_t* flip, const std::uint32_t* input,
+                   std::size_t oy, std::size_t block_begin, std::size_t block_end,
+                   std::uint32_t* out, std::size_t out_stride) {
+  TAC_DCHECK(block_begin % 2 == 0 && p.n_in_planes == 1 && p.n_w_planes == 1);
+  convolve(p, input, oy, block_begin, block_end, {nullptr, out, flip, out_stride});
 }
 
 }  // namespace tac::kernels::avx512

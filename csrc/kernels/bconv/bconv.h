@@ -55,4 +55,18 @@ using bconv_b1_i32_fn = void (*)(const BconvParams& params, const std::uint32_t*
                                  std::size_t oy, std::size_t block_begin, std::size_t block_end,
                                  std::int32_t* out, std::size_t out_stride);
 
+// Signs instead of sums, for a layer of one pair of planes whose output is compared with one number
+// per channel. `params.base` is rows of limits, a row padded to a multiple of 32 channels;
+// coef and shift are not read. Row ox of the blocks' bits is out[ox * out_stride + (block -
+// block_begin) / 2]:
+//
+//   bit = (popcount <= base[class(pixel)][oc]) != bit oc of flip
+//
+// block_begin is even, block_end too unless it is n_blocks. Channels that do not exist have limit
+// -1 and flip 0, and become 0.
+using bconv_b1_bits_fn = void (*)(const BconvParams& params, const std::uint32_t* flip,
+                                  const std::uint32_t* input, std::size_t oy,
+                                  std::size_t block_begin, std::size_t block_end,
+                                  std::uint32_t* out, std::size_t out_stride);
+
 }  // namespace tac::kernels
