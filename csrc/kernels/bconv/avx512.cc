@@ -49,33 +49,44 @@ template <std::size_t kPixels, std::size_t kBlocks>
 inline void tile(const Runs& runs, const std::uint32_t* x, const std::uint32_t* w,
                  const Output& output) {
   __m512i acc_i32x16[kPixels][kBlocks];
-#pragma GCC unroll 6
-  for (std::size_t p = 0; p < kPixels; ++p) {
+  // The first word sets the counters: 4 % of the time of a 1x1 convolution of 256 channels. It
+  // takes more code, which single pixels would feel.
+  const auto count = [&](const std::uint32_t* x_word, const std::uint32_t* w_word,
+                         bool is_first) __attribute__((always_inline)) {
+    __m512i w_b512[kBlocks];
 #pragma GCC unroll 4
-    for (std::size_t b = 0; b < kBlocks; ++b) acc_i32x16[p][b] = _mm512_setzero_si512();
+    for (std::size_t b = 0; b < kBlocks; ++b) {
+      w_b512[b] = _mm512_load_si512(w_word + b * runs.w_block);
+    }
+#pragma GCC unroll 6
+    for (std::size_t p = 0; p < kPixels; ++p) {
+      const __m512i x_b512 = _mm512_set1_epi32(static_cast<int>(x_word[p * runs.x_pixel]));
+#pragma GCC unroll 4
+      for (std::size_t b = 0; b < kBlocks; ++b) {
+        const __m512i counts = _mm512_popcnt_epi32(_mm512_xor_si512(x_b512, w_b512[b]));
+        acc_i32x16[p][b] = is_first ? counts : _mm512_add_epi32(acc_i32x16[p][b], counts);
+        // Pins the counter to its register; GCC 12 otherwise moves counters around.
+        asm("" : "+v"(acc_i32x16[p][b]));
+      }
+    }
+  };
+  std::size_t word = 0;
+  if (kPixels > 1 && runs.n_rows != 0) {
+    count(x, w, true);
+    word = 1;
+  } else {
+#pragma GCC unroll 6
+    for (std::size_t p = 0; p < kPixels; ++p) {
+#pragma GCC unroll 4
+      for (std::size_t b = 0; b < kBlocks; ++b) acc_i32x16[p][b] = _mm512_setzero_si512();
+    }
   }
   for (std::size_t row = 0; row < runs.n_rows; ++row) {
-    for (std::size_t run = 0; run < runs.n_runs; ++run) {
+    for (std::size_t run = 0; run < runs.n_runs; ++run, word = 0) {
       const std::uint32_t* x_run = x + row * runs.x_row + run * runs.x_run;
       const std::uint32_t* w_run = w + row * runs.w_row + run * runs.w_run;
-      for (std::size_t word = 0; word < runs.run_words; ++word) {
-        __m512i w_b512[kBlocks];
-#pragma GCC unroll 4
-        for (std::size_t b = 0; b < kBlocks; ++b) {
-          w_b512[b] = _mm512_load_si512(w_run + b * runs.w_block + word * kBconvBlock);
-        }
-#pragma GCC unroll 6
-        for (std::size_t p = 0; p < kPixels; ++p) {
-          const __m512i x_b512 =
-              _mm512_set1_epi32(static_cast<int>(x_run[p * runs.x_pixel + word]));
-#pragma GCC unroll 4
-          for (std::size_t b = 0; b < kBlocks; ++b) {
-            acc_i32x16[p][b] = _mm512_add_epi32(
-                acc_i32x16[p][b], _mm512_popcnt_epi32(_mm512_xor_si512(x_b512, w_b512[b])));
-            // Pins the counter to its register; GCC 12 otherwise moves counters around.
-            asm("" : "+v"(acc_i32x16[p][b]));
-          }
-        }
+      for (; word < runs.run_words; ++word) {
+        count(x_run + word, w_run + word * kBconvBlock, false);
       }
     }
   }
