@@ -3,7 +3,7 @@
 - Only C++ knows the bytes of a model file: no struct, no int.to_bytes or from_bytes in Python.
 - The converters import onnx, the engine never does; converters build through ModelWriter only.
 - The core includes the standard library and itself; POSIX headers only in base/ and format/.
-- Intrinsics headers appear only in csrc/kernels/*/<isa>.cc.
+- Intrinsics headers appear only in csrc/kernels/*/<isa>.cc and benchmarks/kernels/limits/<isa>.cc.
 - Sources are ASCII.
 
 Run as a script: prints one line per offence and exits 1 if there is any.
@@ -63,7 +63,8 @@ def check_cpp(path: str, text: str) -> Iterator[str]:
     """Yield the offences of one C++ file."""
     parts = PurePosixPath(path).parts
     in_core = parts[0] == "csrc" and parts[1] not in {"bindings", "reference"}
-    may_use_intrinsics = parts[:2] == ("csrc", "kernels") and len(parts) == 4 and parts[3] in ISA_FILES
+    is_kernel = parts[:2] == ("csrc", "kernels") or parts[:3] == ("benchmarks", "kernels", "limits")
+    may_use_intrinsics = is_kernel and len(parts) == 4 and parts[3] in ISA_FILES
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r'\s*#\s*include\s*(<[^>]+>|"[^"]+")', line)
         if not match:

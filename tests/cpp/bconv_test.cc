@@ -71,7 +71,7 @@ std::ostream& operator<<(std::ostream& s, const Case& c) {
 }
 
 // Runs the kernel on a random instance of `c` and compares with the loop nest.
-void check(bconv_b1_i32_fn kernel, const Case& c, std::uint32_t seed) {
+void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
   SCOPED_TRACE(testing::Message() << c << ", seed " << seed);
   std::mt19937 random(seed);
   const std::size_t n_in = static_cast<std::size_t>(c.activation.n_planes), n_w = c.w_coefs.size();
@@ -109,9 +109,7 @@ void check(bconv_b1_i32_fn kernel, const Case& c, std::uint32_t seed) {
   }
 
   // Weights; sign patterns whose level is not an integer do not occur.
-  const std::size_t w_plane_words = n_blocks * taps * words * kBconvBlock;
-  GuardedBuffer<std::uint32_t> weights(n_w * w_plane_words);
-  std::ranges::fill(weights.span(), 0U);
+  std::vector<std::uint32_t> w_rows(n_w * c.out_channels * taps * words, 0U);
   std::vector<unsigned> patterns;
   std::map<unsigned, int> level_of_pattern;
   for (unsigned pattern = 0; pattern < 1U << n_w; ++pattern) {
@@ -128,14 +126,21 @@ void check(bconv_b1_i32_fn kernel, const Case& c, std::uint32_t seed) {
       for (std::size_t channel = 0; channel < c.in_channels; ++channel) {
         const unsigned pattern = patterns[random() % patterns.size()];
         naive.weights.push_back(level_of_pattern[pattern]);
-        const std::size_t at =
-            (((oc / kBconvBlock) * taps + tap) * words + channel / 32) * kBconvBlock +
-            oc % kBconvBlock;
         for (std::size_t j = 0; j < n_w; ++j) {
-          weights[j * w_plane_words + at] |= (pattern >> j & 1U) << (channel % 32);
+          w_rows[((j * c.out_channels + oc) * taps + tap) * words + channel / 32] |=
+              (pattern >> j & 1U) << (channel % 32);
         }
       }
     }
+  }
+  const std::size_t row_words = taps * words;
+  const std::size_t w_plane_words =
+      kernels.bconv_b1_pack(nullptr, c.out_channels, row_words, nullptr);
+  GuardedBuffer<std::uint32_t> weights(n_w * w_plane_words);
+  for (std::size_t j = 0; j < n_w; ++j) {
+    ASSERT_EQ(kernels.bconv_b1_pack(w_rows.data() + j * c.out_channels * row_words, c.out_channels,
+                                    row_words, weights.data() + j * w_plane_words),
+              w_plane_words);
   }
 
   // level = offset + sum of in_coefs[i] * s_i, everything doubled to stay whole.
@@ -233,7 +238,8 @@ void check(bconv_b1_i32_fn kernel, const Case& c, std::uint32_t seed) {
   for (std::size_t oy = 0; oy < c.out_h(); ++oy) {
     GuardedBuffer<std::int32_t> out(c.out_w() * out_stride);
     std::ranges::fill(out.span(), std::numeric_limits<std::int32_t>::min());
-    kernel(p, input.data() + c.words_around, oy, c.block_begin, block_end, out.data(), out_stride);
+    kernels.bconv_b1_i32(p, input.data() + c.words_around, oy, c.block_begin, block_end, out.data(),
+                         out_stride);
     ASSERT_TRUE(out.intact());
     for (std::size_t ox = 0; ox < c.out_w(); ++ox) {
       const std::size_t last = std::min(c.out_channels, block_end * kBconvBlock);
@@ -241,6 +247,52 @@ void check(bconv_b1_i32_fn kernel, const Case& c, std::uint32_t seed) {
         ASSERT_EQ(out[ox * out_stride + oc - c.block_begin * kBconvBlock],
                   expected[(oy * c.out_w() + ox) * c.out_channels + oc])
             << "row " << oy << ", column " << ox << ", channel " << oc;
+      }
+    }
+  }
+
+  // Signs: the limit of a popcount from a random threshold of the output.
+  if (n_in * n_w != 1 || c.block_begin % 2 != 0 || (block_end % 2 != 0 && block_end != n_blocks))
+    return;
+  const std::size_t n_words = (n_blocks + 1) / 2,
+                    n_classes = base.size() / (n_blocks * kBconvBlock);
+  GuardedBuffer<std::int32_t> limits(n_classes * n_words * 32);
+  GuardedBuffer<std::uint32_t> flip(n_words);
+  std::ranges::fill(limits.span(), -1);
+  std::ranges::fill(flip.span(), 0U);
+  std::vector<std::int64_t> thresholds(c.out_channels);
+  const std::int64_t factor = 2 * std::int64_t{coef[0]};
+  for (std::size_t oc = 0; oc < c.out_channels; ++oc) {
+    const std::size_t out_pixels = c.out_h() * c.out_w();
+    thresholds[oc] = expected[random() % out_pixels * c.out_channels + oc] + random() % 3 - 1;
+    const std::int64_t sum = thresholds[oc] * (std::int64_t{1} << shift);
+    if (factor < 0) flip[oc / 32] |= 1U << (oc % 32);
+    for (std::size_t k = 0; k < n_classes; ++k) {
+      // base - factor * count >= sum, by trying: the largest count that passes, or the largest
+      // that does not.
+      const std::int64_t b = base[k * n_blocks * kBconvBlock + oc];
+      std::int32_t limit = -1;
+      while (limit < static_cast<std::int32_t>(taps * words * 32) &&
+             (b - factor * (limit + 1) >= sum) == (factor > 0)) {
+        ++limit;
+      }
+      limits[k * n_words * 32 + oc] = limit;
+    }
+  }
+  p.base = limits.data();
+  for (std::size_t oy = 0; oy < c.out_h(); ++oy) {
+    const std::size_t first = c.block_begin / 2, end = (block_end + 1) / 2, stride = end - first;
+    GuardedBuffer<std::uint32_t> bits(c.out_w() * stride);
+    std::ranges::fill(bits.span(), 0xA5A5A5A5U);
+    kernels.bconv_b1_bits(p, flip.data(), input.data() + c.words_around, oy, c.block_begin,
+                          block_end, bits.data(), stride);
+    ASSERT_TRUE(bits.intact());
+    for (std::size_t ox = 0; ox < c.out_w(); ++ox) {
+      for (std::size_t oc = first * 32; oc < end * 32; ++oc) {
+        const bool bit = oc < c.out_channels &&
+                         expected[(oy * c.out_w() + ox) * c.out_channels + oc] >= thresholds[oc];
+        ASSERT_EQ(bits[ox * stride + oc / 32 - first] >> (oc % 32) & 1U, bit ? 1U : 0U)
+            << "sign of row " << oy << ", column " << ox << ", channel " << oc;
       }
     }
   }
@@ -252,7 +304,7 @@ class Bconv : public testing::TestWithParam<BackendInfo> {
     if (GetParam().table->bconv_b1_i32 == nullptr)
       GTEST_SKIP() << "served by the next backend down";
   }
-  void run(const Case& c) { check(GetParam().table->bconv_b1_i32, c, seed_++); }
+  void run(const Case& c) { check(*GetParam().table, c, seed_++); }
   std::uint32_t seed_ = 1;
 };
 INSTANTIATE_TEST_SUITE_P(All, Bconv, testing::ValuesIn(test::backends_under_test()),
@@ -271,7 +323,8 @@ TEST_P(Bconv, MatchesTheLoopNestForEveryChannelCount) {
 }
 
 TEST_P(Bconv, MatchesTheLoopNestForEveryNumberOfOutputChannels) {
-  for (const std::size_t channels : {1U, 10U, 16U, 17U, 33U, 64U, 65U, 130U}) {
+  for (const std::size_t channels :
+       {1U, 10U, 16U, 17U, 31U, 32U, 33U, 48U, 49U, 64U, 65U, 80U, 96U, 97U, 130U}) {
     Case c;
     c.in_channels = 40, c.out_channels = channels;
     run(c);
@@ -374,7 +427,8 @@ TEST_P(Bconv, WritesOnlyItsBlocks) {
 // Fully connected layers: one pixel, many words. The lengths surround those at which byte counts
 // are widened.
 TEST_P(Bconv, MatchesTheLoopNestForFullyConnectedLayers) {
-  for (const std::size_t words : {30U, 31U, 32U, 61U, 62U, 63U, 64U, 93U, 256U}) {
+  for (const std::size_t words :
+       {6U, 7U, 8U, 13U, 14U, 15U, 30U, 31U, 32U, 61U, 62U, 63U, 64U, 93U, 256U}) {
     for (const std::size_t outputs : {10U, 65U}) {
       Case c;
       c.in_h = c.in_w = c.kernel_h = c.kernel_w = 1;
@@ -385,19 +439,24 @@ TEST_P(Bconv, MatchesTheLoopNestForFullyConnectedLayers) {
   }
 }
 
-// All bits differ, so each byte gains 8 with every word, and the coefficient takes the result from
-// one end of int32 to the other: as far as `base - 2 * coef * popcount` goes before it no longer
-// fits.
+// All bits differ, so each counter gains as much as it can with every word, and the coefficient
+// takes the result from one end of int32 to the other: as far as `base - 2 * coef * popcount` goes
+// before it no longer fits. The lengths surround those at which bytes are widened (7, 31 words) and
+// 16-bit counts (2044 words, 65408 bits).
 TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
-  for (const std::size_t words : {1U, 30U, 31U, 32U, 62U, 93U, 1024U}) {
+  const std::size_t lengths[] = {1,  6,  7,    8,    14,   15,   30,   31,   32,
+                                 62, 93, 1024, 2043, 2044, 2045, 2051, 4088, 4095};
+  for (const std::size_t words : lengths) {
     for (const bool down : {true, false}) {
       for (const std::size_t width : {1U, 2U, 3U, 4U, 5U}) {
         SCOPED_TRACE(testing::Message()
                      << words << " words, width " << width << (down ? ", down" : ", up"));
-        GuardedBuffer<std::uint32_t> input(words * width), weights(words * 5 * kBconvBlock),
-            row_class(1), col_class(width);
+        const std::vector<std::uint32_t> zeros(words * 5 * kBconvBlock, 0U);
+        GuardedBuffer<std::uint32_t> input(words * width), row_class(1), col_class(width);
+        GuardedBuffer<std::uint32_t> weights(
+            GetParam().table->bconv_b1_pack(nullptr, 5 * kBconvBlock, words, nullptr));
+        GetParam().table->bconv_b1_pack(zeros.data(), 5 * kBconvBlock, words, weights.data());
         std::ranges::fill(input.span(), 0xFFFFFFFFU);
-        std::ranges::fill(weights.span(), 0U);
         std::ranges::fill(row_class.span(), 0U);
         std::ranges::fill(col_class.span(), 0U);
         const std::int64_t low = std::numeric_limits<std::int32_t>::min();
@@ -419,34 +478,48 @@ TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
         ASSERT_GE(expected, low);
         ASSERT_LE(expected, high);
         for (const std::int32_t value : out.span()) ASSERT_EQ(value, expected);
+        for (const std::int64_t below : {0, 1}) {
+          GuardedBuffer<std::int32_t> limits(6 * kBconvBlock);
+          GuardedBuffer<std::uint32_t> flip(3), bits(width * 3);
+          std::ranges::fill(limits.span(), static_cast<std::int32_t>(popcount - below));
+          std::ranges::fill(flip.span(), 0U);
+          std::fill_n(limits.data() + 5 * kBconvBlock, kBconvBlock, -1);
+          p.base = limits.data();
+          GetParam().table->bconv_b1_bits(p, flip.data(), input.data(), 0, 0, 5, bits.data(), 3);
+          for (std::size_t i = 0; i < bits.size(); ++i)
+            ASSERT_EQ(bits[i], below == 1 ? 0U : i % 3 == 2 ? 0xFFFFU : 0xFFFFFFFFU);
+        }
       }
     }
   }
 }
 
-// Any byte of any word, alone, reaches its own output channel and no other.
+// Any bit of any word, alone, reaches its own output channel and no other.
 TEST_P(Bconv, CountsEveryBitOnce) {
-  for (const std::size_t words : {1U, 40U}) {
-    GuardedBuffer<std::uint32_t> input(words), weights(words * kBconvBlock), row_class(1),
-        col_class(1);
-    GuardedBuffer<std::int32_t> coef(1), base(kBconvBlock), out(kBconvBlock);
+  constexpr std::size_t kBlocks = 3, kChannels = kBlocks * kBconvBlock;
+  for (const std::size_t words : {1U, 10U}) {
+    std::vector<std::uint32_t> rows(words * kChannels, 0U);
+    GuardedBuffer<std::uint32_t> weights(
+        GetParam().table->bconv_b1_pack(nullptr, kChannels, words, nullptr));
+    GuardedBuffer<std::uint32_t> input(words), row_class(1), col_class(1);
+    GuardedBuffer<std::int32_t> coef(1), base(kChannels), out(kChannels);
     std::ranges::fill(input.span(), 0U);
     std::ranges::fill(base.span(), 0);
     coef[0] = 1, row_class[0] = 0, col_class[0] = 0;
     BconvParams p{};
     p.in_h = p.in_w = p.out_w = 1;
     p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
-    p.words = p.pixel_words = words, p.n_blocks = 1, p.n_in_planes = p.n_w_planes = 1;
+    p.words = p.pixel_words = words, p.n_blocks = kBlocks, p.n_in_planes = p.n_w_planes = 1;
     p.in_plane_words = input.size(), p.w_plane_words = weights.size();
     p.weights = weights.data(), p.coef = coef.data(), p.base = base.data();
     p.row_class = row_class.data(), p.col_class = col_class.data();
-    for (std::size_t bit = 0; bit < words * kBconvBlock * 32; ++bit) {
-      std::ranges::fill(weights.span(), 0U);
-      weights[bit / 32] = 1U << (bit % 32);
-      GetParam().table->bconv_b1_i32(p, input.data(), 0, 0, 1, out.data(), kBconvBlock);
-      for (std::size_t oc = 0; oc < kBconvBlock; ++oc) {
-        ASSERT_EQ(out[oc], oc == bit / 32 % kBconvBlock ? -2 : 0)
-            << "bit " << bit << ", channel " << oc;
+    for (std::size_t bit = 0; bit < rows.size() * 32; ++bit) {
+      rows[bit / 32] = 1U << (bit % 32);
+      GetParam().table->bconv_b1_pack(rows.data(), kChannels, words, weights.data());
+      rows[bit / 32] = 0U;
+      GetParam().table->bconv_b1_i32(p, input.data(), 0, 0, kBlocks, out.data(), kChannels);
+      for (std::size_t oc = 0; oc < kChannels; ++oc) {
+        ASSERT_EQ(out[oc], oc == bit / 32 / words ? -2 : 0) << "bit " << bit << ", channel " << oc;
       }
     }
   }

@@ -54,6 +54,15 @@ TEST(SelectKernels, ScalarFillsEverySlot) {
 #undef TAC_KERNEL
 }
 
+// What one backend packs, another one cannot read.
+TEST(Backends, HaveBinaryConvolutionsAndTheirPackerOrNone) {
+  for (const BackendInfo& b : backends()) {
+    if (b.table == nullptr) continue;
+    EXPECT_EQ(b.table->bconv_b1_i32 == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
+    EXPECT_EQ(b.table->bconv_b1_bits == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
+  }
+}
+
 // CI names the backends that its machine must have tested: TAC_EXPECT_BACKENDS="avx2,scalar".
 TEST(Backends, ThoseExpectedAreRunnable) {
   const char* expected = std::getenv("TAC_EXPECT_BACKENDS");

@@ -477,6 +477,28 @@ TEST(Executor, BinaryConvOverTheWholeMap) {
   }
 }
 
+TEST(Executor, BinaryConvOfSinglePixels) {
+  // Rows that are joined, to one row or to several; as many are left as threads need.
+  for (const auto& [h, w] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {7, 7}, {14, 14}, {6, 10}, {5, 3}, {2, 60}, {1, 9}}) {
+    for (const Encoding& in : {test::kBinary, test::kSignZero, test::kTwoBit}) {
+      Builder b(static_cast<std::uint32_t>(h * w));
+      const TensorId x = b.quantize(b.input({h, w, 64}), in);
+      const Window one{{1, 1}, {1, 1}, {1, 1}, {0, 0, 0, 0}};
+      b.output(b.binary_conv(x, one, 70, 1));
+      b.output(b.binary_conv(b.binary_conv(x, one, 36, 2, {}, test::kBinary), one, 20, 2));
+      expect_naive(b.graph());
+    }
+  }
+  // As many pixels out as in, but not the same ones.
+  Builder b(4);
+  const TensorId x = b.quantize(b.input({2, 2, 40}), test::kBinary);
+  b.output(b.binary_conv(x, {{1, 1}, {2, 2}, {1, 1}, {0, 0, 1, 1}}, 10, 1));
+  b.output(b.binary_conv(x, {{1, 1}, {2, 2}, {1, 1}, {1, 1, 0, 0}}, 10, 1));
+  b.output(b.binary_conv(x, {{1, 1}, {1, 1}, {1, 1}, {1, 1, 1, 1}}, 10, 1));
+  expect_naive(b.graph());
+}
+
 TEST(Executor, BinaryConvWithTapsFarOutsideTheMap) {
   // Taps that step over the map, windows wholly in the padding, all kinds of overlap.
   for (const Window& w : std::vector<Window>{{{5, 7}, {1, 1}, {1, 1}, {9, 8, 7, 9}},

@@ -5,7 +5,9 @@
 namespace tac::kernels::avx512 {
 
 constinit const KernelTable table = {
+    .bconv_b1_pack = bconv_b1_pack,
     .bconv_b1_i32 = bconv_b1_i32,
+    .bconv_b1_bits = bconv_b1_bits,
     .quantize_i32_bits = quantize_i32_bits,
     .quantize_f32_bits = quantize_f32_bits,
     .dequantize_bits_f32 = dequantize_bits_f32,

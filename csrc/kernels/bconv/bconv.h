@@ -6,8 +6,8 @@
 
 namespace tac::kernels {
 
-// Output channels per weight block: one AVX-512 register, two AVX2 registers, four NEON registers
-// of 32-bit lanes.
+// Output channels per block: one AVX-512 register, two AVX2 registers, four NEON registers of
+// 32-bit lanes.
 inline constexpr std::size_t kBconvBlock = 16;
 inline constexpr std::size_t kBconvMaxPlanes = 4;
 
@@ -22,7 +22,8 @@ inline constexpr std::size_t kBconvMaxPlanes = 4;
 // col_class[ox].
 //
 //   input    [plane][in_h][in_w][pixel_words], this group's words start at `input`; `words` of them
-//   are read per pixel weights  [plane][oc / 16][kernel_h][kernel_w][words][16]; 64-byte aligned
+//   are read per pixel
+//   weights  [plane], each as bconv_b1_pack of the same backend made it; 64-byte aligned
 //   base     [class][n_blocks * 16]; 64-byte aligned
 // Nothing outside the arrays is read. Any alignment of `input` to 4 bytes.
 struct BconvParams {
@@ -40,11 +41,32 @@ struct BconvParams {
   int shift;
 };
 
+// Brings one plane of one group's weights into the layout that the kernel of the same backend
+// reads: a backend has both or neither. `rows` is [n_channels][row_words], a row is
+// [kernel_h][kernel_w] [words]. Returns the size in words; writes as many to `packed` unless that
+// is null.
+using bconv_b1_pack_fn = std::size_t (*)(const std::uint32_t* rows, std::size_t n_channels,
+                                         std::size_t row_words, std::uint32_t* packed);
+
 // Computes output row `oy`, blocks [block_begin, block_end), into out[ox * out_stride + (block -
 // block_begin) * 16 + lane]. `out` is 64-byte aligned, out_stride (in int32) a multiple of 16 that
 // is at least the blocks' channels.
 using bconv_b1_i32_fn = void (*)(const BconvParams& params, const std::uint32_t* input,
                                  std::size_t oy, std::size_t block_begin, std::size_t block_end,
                                  std::int32_t* out, std::size_t out_stride);
+
+// Signs instead of sums, for a layer of one pair of planes whose output is compared with one number
+// per channel. `params.base` is rows of limits, a row padded to a multiple of 32 channels;
+// coef and shift are not read. Row ox of the blocks' bits is out[ox * out_stride + (block -
+// block_begin) / 2]:
+//
+//   bit = (popcount <= base[class(pixel)][oc]) != bit oc of flip
+//
+// block_begin is even, block_end too unless it is n_blocks. Channels that do not exist have limit
+// -1 and flip 0, and become 0.
+using bconv_b1_bits_fn = void (*)(const BconvParams& params, const std::uint32_t* flip,
+                                  const std::uint32_t* input, std::size_t oy,
+                                  std::size_t block_begin, std::size_t block_end,
+                                  std::uint32_t* out, std::size_t out_stride);
 
 }  // namespace tac::kernels

@@ -40,6 +40,25 @@ constexpr std::size_t kSmallChunkBlocks = 2;
 // Samples that a fully connected layer takes at a time, as pixels of one row.
 constexpr std::size_t kBatchTile = 64;
 
+// Pixels of a row that several rows of a map are joined to: where sums are stored, they stay in the
+// L1 cache.
+constexpr std::size_t kJoinedPixels = 64;
+constexpr std::size_t kJoinedSignPixels = 512;
+
+// How many rows of a map to join where windows are single pixels: calls and rows that end in the
+// middle of a tile cost time. Leaves work for all threads.
+std::size_t rows_to_join(const Map& map, std::size_t max_pixels, std::size_t n_chunks,
+                         std::size_t n_threads) noexcept {
+  constexpr std::size_t kTile = 4;
+  const auto tiles = [&](std::size_t n) { return ceil_div(n * map.w, kTile) + 1; };  // 1: the call
+  std::size_t best = 1;
+  for (std::size_t n = 2; n <= map.h && n * map.w <= max_pixels; ++n) {
+    if (map.h % n != 0 || map.h / n * n_chunks < 2 * n_threads) continue;
+    if (tiles(n) * best < tiles(best) * n) best = n;
+  }
+  return best;
+}
+
 // Copies n_bits bits from bit `first` of src to bit 0 of dst; the rest of the last word is set to
 // 0. Reads no word without bits.
 void extract_bits(const std::uint32_t* src, std::size_t first, std::size_t n_bits,
@@ -126,6 +145,7 @@ class BinaryConvStep final : public Step {
         in_layout_(bits_layout(ctx.tensor(op.input))),
         bits_out_(ctx.tensor(op.output).dtype == DType::kBits),
         conv_(ctx.kernels().bconv_b1_i32),
+        conv_bits_(ctx.kernels().bconv_b1_bits),
         quantize_(ctx.kernels().quantize_i32_bits) {
     const Encoding& encoding = ctx.tensor(op.input).encoding;
     regroup_ = groups_ > 1 && group_in_ % kWordBits != 0;
@@ -134,8 +154,15 @@ class BinaryConvStep final : public Step {
                            (window_.dilation_w == 1 || in_.w == 1) && window_.pad_top == 0 &&
                            window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
+    if (window_.kernel_h == 1 && window_.kernel_w == 1 && window_.stride_h == 1 &&
+        window_.stride_w == 1 && in_.h == out_.h && in_.w == out_.w) {
+      const std::size_t n_rows = rows_to_join(in_, bits_out_ ? kJoinedSignPixels : kJoinedPixels,
+                                              ceil_div(n_blocks_, kChunkBlocks), ctx.n_threads);
+      in_.h = out_.h /= n_rows;
+      in_.w = out_.w *= n_rows;
+    }
 
-    pack_weights(op);
+    pack_weights(op, ctx.kernels().bconv_b1_pack);
     rows_ = classify(out_.h, in_.h, window_.kernel_h, window_.stride_h, window_.dilation_h,
                      window_.pad_top);
     cols_ = classify(out_.w, in_.w, window_.kernel_w, window_.stride_w, window_.dilation_w,
@@ -155,6 +182,8 @@ class BinaryConvStep final : public Step {
     if (bits_out_) {
       tables_ = ThresholdTables<std::int32_t>(op.thresholds, op.descending, out_.c,
                                               ctx.tensor(op.output).encoding);
+      make_signs(general_);
+      if (has_zero_free_) make_signs(zero_free_);
     } else {
       scales_ = expand(op.scale, out_.c);
       biases_ = expand(op.bias, out_.c);
@@ -175,11 +204,12 @@ class BinaryConvStep final : public Step {
     sample_scratch_bytes = regrouped_words_ * sizeof(std::uint32_t) + (has_zero_free_ ? 1 : 0);
 
     if (!bits_out_) lead(Leads::kFromRegisters, op.output, ctx);
-    kernel = ctx.kernel_label(KernelId::bconv_b1_i32);
+    kernel = ctx.kernel_label(general_.signs || zero_free_.signs ? KernelId::bconv_b1_bits
+                                                                 : KernelId::bconv_b1_i32);
     macs = out_.h * out_.w * out_.c * window_.kernel_h * window_.kernel_w * group_in_;
     param_bytes = weights_.bytes() + general_.base.bytes() + zero_free_.base.bytes() +
-                  row_class_.bytes() + col_class_.bytes() + tables_.bytes() + scales_.bytes() +
-                  biases_.bytes();
+                  general_.limits.bytes() + zero_free_.limits.bytes() + row_class_.bytes() +
+                  col_class_.bytes() + tables_.bytes() + scales_.bytes() + biases_.bytes();
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -198,33 +228,39 @@ class BinaryConvStep final : public Step {
     std::vector<std::int32_t> coef;
     AlignedBuffer<std::int32_t> base;  // [group][class][n_blocks * 16]
     std::vector<BconvParams> groups;
+    // Where the kernel itself compares, for one group.
+    bool signs = false;
+    AlignedBuffer<std::int32_t> limits;  // [class][channels, padded to whole words]
+    AlignedBuffer<std::uint32_t> flip;
+    BconvParams sign_params;
   };
 
-  // File rows (kernel_h, kernel_w, channel) without gaps ->
-  // [group][plane][block][kernel_h][kernel_w][words][16].
-  void pack_weights(const BinaryConv& op) {
+  // File rows (kernel_h, kernel_w, channel) without gaps -> [group][plane], each in the kernel's
+  // layout.
+  void pack_weights(const BinaryConv& op, kernels::bconv_b1_pack_fn pack) {
     const std::size_t taps = window_.kernel_h * window_.kernel_w, n_planes = op.w_coefs.size();
-    const std::size_t row_words = ceil_div(taps * group_in_, kWordBits);
-    plane_words_ = n_blocks_ * taps * words_ * kBconvBlock;
+    const std::size_t file_words = ceil_div(taps * group_in_, kWordBits);
+    const std::size_t row_words = taps * words_;
+    plane_words_ = pack(nullptr, group_out_, row_words, nullptr);
     weights_ = AlignedBuffer<std::uint32_t>(groups_ * n_planes * plane_words_);
     tap_sums_.assign(out_.c * taps, 0);
-    std::vector<std::uint32_t> tap_bits(words_);
-    for (std::size_t plane = 0; plane < n_planes; ++plane) {
-      for (std::size_t o = 0; o < out_.c; ++o) {
-        const std::uint32_t* row = op.weights.data() + (plane * out_.c + o) * row_words;
-        const std::size_t group = o / group_out_, block = o % group_out_ / kBconvBlock;
-        std::uint32_t* packed = weights_.data() + (group * n_planes + plane) * plane_words_ +
-                                block * taps * words_ * kBconvBlock + o % group_out_ % kBconvBlock;
-        for (std::size_t tap = 0; tap < taps; ++tap) {
-          extract_bits(row, tap * group_in_, group_in_, tap_bits.data());
-          std::int64_t ones = 0;
-          for (std::size_t w = 0; w < words_; ++w) {
-            packed[(tap * words_ + w) * kBconvBlock] = tap_bits[w];
-            ones += std::popcount(tap_bits[w]);
+    std::vector<std::uint32_t> rows(group_out_ * row_words);
+    for (std::size_t group = 0; group < groups_; ++group) {
+      for (std::size_t plane = 0; plane < n_planes; ++plane) {
+        for (std::size_t i = 0; i < group_out_; ++i) {
+          const std::size_t o = group * group_out_ + i;
+          const std::uint32_t* file_row = op.weights.data() + (plane * out_.c + o) * file_words;
+          for (std::size_t tap = 0; tap < taps; ++tap) {
+            std::uint32_t* bits = rows.data() + i * row_words + tap * words_;
+            extract_bits(file_row, tap * group_in_, group_in_, bits);
+            std::int64_t ones = 0;
+            for (std::size_t w = 0; w < words_; ++w) ones += std::popcount(bits[w]);
+            tap_sums_[o * taps + tap] +=
+                op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
           }
-          tap_sums_[o * taps + tap] +=
-              op.w_coefs[plane] * (static_cast<std::int64_t>(group_in_) - 2 * ones);
         }
+        pack(rows.data(), group_out_, row_words,
+             weights_.data() + (group * n_planes + plane) * plane_words_);
       }
     }
   }
@@ -312,6 +348,40 @@ class BinaryConvStep final : public Step {
     return params;
   }
 
+  // One threshold and one plane out of one pair of planes in: sum >= threshold is a limit of the
+  // popcount, and no sum is ever stored.
+  void make_signs(Params& params) {
+    if (groups_ != 1 || params.coef.size() != 1 || params.coef[0] == 0) return;
+    if (tables_.n_thresholds != 1 || tables_.n_planes != 1) return;
+    if (tables_.code_of_index[0] == tables_.code_of_index[1]) return;
+    const std::size_t words = ceil_div(out_.c, kWordBits), row = words * kWordBits;
+    const std::size_t n_classes = rows_.ranges.size() * cols_.ranges.size();
+    const std::int64_t factor = 2 * std::int64_t{params.coef[0]};
+    params.signs = true;
+    params.sign_params = params.groups[0];
+    params.limits = AlignedBuffer<std::int32_t>(n_classes * row);
+    std::fill_n(params.limits.data(), params.limits.size(), -1);
+    params.flip = AlignedBuffer<std::uint32_t>(words);
+    params.sign_params.base = params.limits.data();
+    for (std::size_t o = 0; o < out_.c; ++o) {
+      // (base - factor * count) >> shift >= threshold
+      const std::int64_t least = std::int64_t{tables_.thresholds[o]} << params.sign_params.shift;
+      const std::uint32_t descending = tables_.flip[o / kWordBits] >> (o % kWordBits) & 1U;
+      const std::uint32_t inverted =
+          descending ^ (factor < 0 ? 1U : 0U) ^ (tables_.code_of_index[0] != 0 ? 1U : 0U);
+      params.flip[o / kWordBits] |= inverted << (o % kWordBits);
+      for (std::size_t k = 0; k < n_classes; ++k) {
+        const std::int64_t room = params.base[k * n_blocks_ * kBconvBlock + o] - least;
+        // The largest count that passes; for a negative factor, the largest that does not.
+        const std::int64_t limit = factor > 0  ? (room >= 0 ? room / factor : -1)
+                                   : room >= 0 ? -1
+                                               : (-room - 1) / -factor;
+        params.limits[k * row + o] = static_cast<std::int32_t>(
+            std::min<std::int64_t>(limit, std::numeric_limits<std::int32_t>::max()));
+      }
+    }
+  }
+
   std::uint8_t* zero_free_flags(const RunContext& ctx) const noexcept {
     return reinterpret_cast<std::uint8_t*>(ctx.sample_scratch) +
            ctx.n_samples * regrouped_words_ * sizeof(std::uint32_t);
@@ -380,6 +450,14 @@ class BinaryConvStep final : public Step {
     }
   }
 
+  // Where the signs of a block go at pixel `out_row` of `sample`.
+  std::uint32_t* sign_words(const RunContext& ctx, std::size_t sample, std::size_t out_row,
+                            std::size_t block) const noexcept {
+    const std::size_t words = ceil_div(out_.c, kWordBits);
+    return ctx.write<std::uint32_t>(output_) + (sample * out_.h * out_.w + out_row) * words +
+           block * kBconvBlock / kWordBits;
+  }
+
   void run_samples_as_pixels(const RunContext& ctx) const noexcept {
     const auto* input = ctx.read<std::uint32_t>(input_);
     const std::uint8_t* flags = has_zero_free_ ? zero_free_flags(ctx) : nullptr;
@@ -395,8 +473,14 @@ class BinaryConvStep final : public Step {
         const bool zero_free =
             flags != nullptr &&
             std::all_of(flags + sample, flags + sample + n_samples, [](auto f) { return f != 0; });
-        BconvParams p = (zero_free ? zero_free_ : general_).groups[0];
+        const Params& params = zero_free ? zero_free_ : general_;
+        BconvParams p = params.signs ? params.sign_params : params.groups[0];
         p.in_w = p.out_w = n_samples;
+        if (params.signs) {
+          conv_bits_(p, params.flip.data(), input + sample * in_layout_.sample_words(), 0, block,
+                     block_end, sign_words(ctx, sample, 0, block), ceil_div(out_.c, kWordBits));
+          continue;
+        }
         conv_(p, input + sample * in_layout_.sample_words(), 0, block, block_end, acc, row_stride_);
         finish(ctx, acc, n_samples, sample, 0, block * kBconvBlock,
                std::min(out_.c, block_end * kBconvBlock) - block * kBconvBlock);
@@ -419,7 +503,10 @@ class BinaryConvStep final : public Step {
         const std::size_t block_end = std::min(block + chunk_blocks_, n_blocks_);
         const Params& params = flags != nullptr && flags[sample] != 0 ? zero_free_ : general_;
         const std::uint32_t* in = input + sample * sample_words;
-        if (groups_ == 1) {
+        if (params.signs) {
+          conv_bits_(params.sign_params, params.flip.data(), in, oy, block, block_end,
+                     sign_words(ctx, sample, oy * out_.w, block), ceil_div(out_.c, kWordBits));
+        } else if (groups_ == 1) {
           conv_(params.groups[0], in, oy, block, block_end, acc, row_stride_);
           finish(ctx, acc, out_.w, sample, oy * out_.w, block * kBconvBlock,
                  std::min(out_.c, block_end * kBconvBlock) - block * kBconvBlock);
@@ -472,6 +559,7 @@ class BinaryConvStep final : public Step {
   std::size_t chunk_blocks_ = 0, n_chunks_ = 0;
   std::size_t row_stride_ = 0, row_values_ = 0, regrouped_words_ = 0;
   kernels::bconv_b1_i32_fn conv_;
+  kernels::bconv_b1_bits_fn conv_bits_;
   kernels::quantize_i32_bits_fn quantize_;
 };
 
