@@ -265,10 +265,15 @@ _BUILDERS: dict[str, tuple[Callable[[Net, bool], None], tuple[int, int, int]]] =
 NAMES = (*_BUILDERS, *(f"{name}_binary" for name in _BUILDERS))
 
 
+def shape_of(name: str) -> tuple[int, int, int]:
+    """Return the shape of the pictures that the network called `name` takes."""
+    return _BUILDERS[name.removesuffix("_binary")][1]
+
+
 def build(name: str) -> onnx.ModelProto:
     """Return the network called `name`, one of NAMES."""
-    builder, shape = _BUILDERS[name.removesuffix("_binary")]
-    net = Net(name, shape)
+    builder = _BUILDERS[name.removesuffix("_binary")][0]
+    net = Net(name, shape_of(name))
     builder(net, name.endswith("_binary"))
     return net.model()
 

@@ -1,0 +1,294 @@
+"""Times the networks of networks.py in tac_engine and in every engine that a user could pick instead.
+
+    python bench_models.py --out results.json [--networks NAME ...] [--contenders NAME ...] [--larq-python PYTHON] [--quick]
+
+Contenders run in turn, each in a process of its own and on the same CPUs, a few runs a turn, so that what happens to the
+machine happens to all of them. Before anything is timed its answers are compared with those of onnxruntime in float32. What
+is not installed, fails or answers wrongly is listed with the reason. report.py makes a table and plots of the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+from contenders import CONTENDERS, Array, Plain
+
+HERE = Path(__file__).resolve().parent
+REFERENCE = "onnxruntime float32"
+
+# How far the largest error may be from the largest logit of the reference. A sign that falls the other way where a float sum
+# is within rounding of its threshold moves logits by about as much as this; a wrong padding or layout moves them by 1.
+FLOAT32_ERROR = 0.02
+# A random network of signs amplifies whatever is rounded, layer by layer, until int8 and float32 have nothing in common. So an
+# int8 engine is held against the QDQ file computed node by node, where even another way of rounding halves is amplified:
+# an engine that computes something else has a correlation of about 0. How far it is from float32 is reported, not judged.
+INT8_CORRELATION = 0.25
+PICTURES = 16  # that answers are compared on
+
+# Who runs the networks that are binary all through.
+BINARY_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino binary", "larq compute engine")
+
+TURN_MS = 60.0
+
+
+class Failed(Exception):
+    """What a contender answered instead of a result."""
+
+
+class Process:
+    """A contender at work (worker.py)."""
+
+    def __init__(self, name: str, network: str, folder: Path, larq_python: str | None) -> None:
+        self.name = name
+        self.kind = CONTENDERS[name]
+        python = sys.executable if self.kind.environment == "main" else larq_python
+        self.process: subprocess.Popen[str] | None = None
+        if python is not None:
+            self.process = subprocess.Popen(
+                [python, str(HERE / "worker.py"), str(folder), network, name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=(folder / f"{name.replace(' ', '_')}.log").open("w"),
+                text=True,
+            )
+
+    def ask(self, do: str, **request: Any) -> dict[str, Any]:
+        if self.process is None:
+            raise Failed("needs --larq-python, a Python with larq-compute-engine and tensorflow")
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"died with status {self.process.wait()}"}
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer
+
+    def end(self) -> None:
+        if self.process is not None:
+            assert self.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
+            self.process.wait()
+
+
+class Contest:
+    """All contenders on one network; `results` is its part of the JSON."""
+
+    def __init__(self, network: str, folder: Path, args: argparse.Namespace) -> None:
+        self.args = args
+        self.network = network
+        self.onnx = folder / f"{network}.onnx"
+        self.pictures = folder / f"{network}.pictures.npy"
+        if not self.onnx.exists():
+            networks.write(network, folder)
+        Plain.of(self.onnx).save(self.onnx.with_suffix(".npz"))
+        np.save(self.pictures, networks.pictures(max(PICTURES, *args.batches), networks.shape_of(network)))
+        names = [name for name in args.contenders if not network.endswith("_binary") or name in BINARY_CONTENDERS]
+        self.processes = [Process(name, network, folder, args.larq_python) for name in names]
+        self.contenders: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+        self.timings: list[dict[str, Any]] = []
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return {
+            "onnx_bytes": self.onnx.stat().st_size,
+            "contenders": self.contenders,
+            "failed": self.failed,
+            "timings": self.timings,
+        }
+
+    def run(self) -> None:
+        try:
+            for process in self.processes:
+                with self.noting_failure(process):
+                    self.contenders[process.name] = process.ask("build")
+            for threads in self.args.threads:
+                for batch in self.args.batches:
+                    self.measure(batch, threads)
+            self.load()
+        finally:
+            for process in self.processes:
+                process.end()
+
+    @property
+    def live(self) -> list[Process]:
+        return [process for process in self.processes if process.name not in self.failed]
+
+    @contextlib.contextmanager
+    def noting_failure(self, process: Process) -> Iterator[None]:
+        try:
+            yield
+        except Failed as error:
+            print(f"  {process.name}: {error}", flush=True)
+            self.failed[process.name] = str(error)
+
+    def measure(self, batch: int, threads: int) -> None:
+        """Check and time the contenders for one batch and number of threads."""
+        answers: dict[str, Array] = {}
+        prepared: dict[str, dict[str, Any]] = {}
+        for process in self.live:
+            with self.noting_failure(process):
+                facts = process.ask("prepare", pictures=str(self.pictures), batch=batch, threads=threads)
+                answers[process.name] = self.answers(process)
+                check = self.judge(process, answers[process.name], answers[REFERENCE])
+                self.contenders[process.name]["detail"] = facts.pop("detail")
+                prepared[process.name] = {**facts, **check}
+        times = self.take_turns(threads)
+        for name, facts in prepared.items():
+            timing = {"contender": name, "batch": batch, "threads": threads, **summary(times[name]), **facts}
+            self.timings.append(timing)
+            print(
+                f"  batch {batch:2}, {threads} threads: {name:23} {timing['median_ms']:9.3f} ms (best"
+                f" {timing['best_ms']:9.3f}, quartiles {timing['spread_ms']:7.3f} apart, {timing['runs']:3} runs);"
+                f" same top-1 {timing['same_top1']:4.0%}, error {timing['error']:.1e}",
+                flush=True,
+            )
+
+    def answers(self, process: Process) -> Array:
+        """Return the logits of PICTURES pictures."""
+        with tempfile.TemporaryDirectory() as folder:
+            process.ask("answer", path=f"{folder}/y.npy")
+            return np.asarray(np.load(f"{folder}/y.npy"))
+
+    def judge(self, process: Process, y: Array, reference: Array) -> dict[str, Any]:
+        """Return how near answers are to the reference's; raises Failed where that is too far."""
+        check = compare(y, reference)
+        if process.kind.check == "int8":
+            expected = np.load(self.onnx.with_suffix(".int8.npy"))[: len(y)]
+            check["int8_correlation"] = compare(y, expected)["correlation"]
+            if check["int8_correlation"] < INT8_CORRELATION:
+                raise Failed(f"answers have a correlation of {check['int8_correlation']:.2f} with those of the QDQ file")
+        elif check["error"] > FLOAT32_ERROR:
+            raise Failed(f"answers are wrong by {check['error']:.1%} of the largest logit")
+        return check
+
+    def take_turns(self, threads: int) -> dict[str, list[float]]:
+        times: dict[str, list[float]] = {process.name: [] for process in self.live}
+        with held(self.args.lock):
+            for _ in range(self.args.rounds):
+                for process in self.live:
+                    taken = times[process.name]
+                    if sum(taken) < 1e3 * self.args.seconds or len(taken) < 3:
+                        if threads > 1:
+                            time.sleep(0.02)  # the threads of the one before spin a while before they sleep
+                        taken.extend(process.ask("time", ms=TURN_MS)["ms"])
+        return times
+
+    def load(self) -> None:
+        """Time loading: one thread, batch 1, everything in the caches of the file system."""
+        with held(self.args.lock):
+            for process in self.live:
+                if process.kind.loads_plainly:
+                    loaded = process.ask("load", runs=5)
+                    self.contenders[process.name]["load"] = summary(loaded["ms"])
+                    self.contenders[process.name]["resident_bytes"] = loaded["resident_bytes"]
+
+
+def compare(y: Array, reference: Array) -> dict[str, Any]:
+    """Return how near `y` is to `reference`, [N, classes] each."""
+    error = float(np.abs(y - reference).max() / np.abs(reference).max())
+    correlation = float(np.corrcoef(y.ravel(), reference.ravel())[0, 1])
+    same = float(np.mean(y.argmax(axis=1) == reference.argmax(axis=1)))
+    return {"error": error, "correlation": correlation, "same_top1": same}
+
+
+def summary(times: Sequence[float]) -> dict[str, Any]:
+    low, median, high = np.percentile(times, [25, 50, 75])
+    return {
+        "median_ms": float(median),
+        "best_ms": min(times),
+        "spread_ms": float(high - low),
+        "runs": len(times),
+    }
+
+
+@contextlib.contextmanager
+def held(lock: Path | None) -> Iterator[None]:
+    """Hold a file lock that other benchmarks on this machine respect."""
+    if lock is None:
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cpu_name() -> str:
+    """Return what the operating system calls the CPU."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Return the commit of the tree that this file is in, with a + if files have changed since."""
+    git = ["git", "-C", str(HERE)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """Return where, when and how the results come about."""
+    return {
+        "cpu": cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "criteria": {"float32_error": FLOAT32_ERROR, "int8_correlation": INT8_CORRELATION},
+        "networks": {},
+    }
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--networks", nargs="+", choices=networks.NAMES, default=list(networks.NAMES), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=12, help="turns that each contender has at most")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time after which a contender has no more turns")
+    parser.add_argument("--larq-python", help="interpreter of an environment with larq-compute-engine and tensorflow")
+    parser.add_argument("--folder", type=Path, help="keep models here and use them again (default: a temporary one)")
+    parser.add_argument("--lock", type=Path, help="file to lock while runs are timed")
+    args = parser.parse_args()
+    # The reference first: the others are compared with it.
+    args.contenders = sorted({REFERENCE, *args.contenders}, key=lambda name: (name != REFERENCE, list(CONTENDERS).index(name)))
+    results = machine(args)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for network in args.networks:
+            print(network, flush=True)
+            contest = Contest(network, folder, args)
+            contest.run()
+            results["networks"][network] = contest.results
+            args.out.write_text(json.dumps(results, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
