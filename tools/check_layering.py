@@ -52,8 +52,8 @@ def check_python(path: str, text: str) -> Iterator[str]:
             top = module.split(".")[0]
             if top == "struct":
                 yield f"{where}: struct: only C++ knows the bytes of a model file"
-            if in_engine and top == "onnx" and not path.startswith("python/tac_engine/train/"):
-                yield f"{where}: the engine imports onnx; that belongs into converters/"
+            if in_engine and top in {"onnx", "onnxruntime"} and not path.startswith("python/tac_engine/train/"):
+                yield f"{where}: the engine imports {top}; that belongs into converters/"
             if not in_engine and (module.endswith("._core") or module == "_core"):
                 for name in sorted(set(names or ["*"]) - WRITER_NAMES):
                     yield f"{where}: converters reach into _core.{name}"

@@ -20,30 +20,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import networks
 import numpy as np
 from contenders import CONTENDERS, Array, Plain
+from tac_engine.bench import Timing, cpu_name
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = "onnxruntime float32"
 
-# How far the largest error may be from the largest logit of the reference. A sign that falls the other way where a float sum
-# is within rounding of its threshold moves logits by about as much as this; a wrong padding or layout moves them by 1.
-FLOAT32_ERROR = 0.02
-# A random network of signs amplifies whatever is rounded, layer by layer, until int8 and float32 have nothing in common. So an
-# int8 engine is held against the QDQ file computed node by node, where even another way of rounding halves is amplified:
-# an engine that computes something else has a correlation of about 0. How far it is from float32 is reported, not judged.
-INT8_CORRELATION = 0.25
 PICTURES = 16  # that answers are compared on
+# An engine in float32 must give the logits of the reference to this share of the largest one, for half of the pictures at
+# least: where a float sum lies within rounding of 0 its sign depends on the order of adding, and a network of random signs
+# carries that on to every logit. How many pictures agree is reported.
+FLOAT32_ERROR = 1e-4
+# In the same way such a network amplifies what int8 rounds until nothing is left of the float32 answers. So int8 is held against
+# its QDQ file computed node by node, where even another way of rounding halves is amplified: an engine that computes something
+# else has a correlation of about 0.
+INT8_CORRELATION = 0.25
 
 # Who runs the networks that are binary all through.
 BINARY_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino binary", "larq compute engine")
 
+# Which network is also timed with batches in between, on one thread.
+SWEEP = ("vgg9", (2, 4, 8, 32, 64))
+
 TURN_MS = 60.0
+LOADS = 5
 
 
 class Failed(Exception):
@@ -98,12 +105,17 @@ class Contest:
         if not self.onnx.exists():
             networks.write(network, folder)
         Plain.of(self.onnx).save(self.onnx.with_suffix(".npz"))
-        np.save(self.pictures, networks.pictures(max(PICTURES, *args.batches), networks.shape_of(network)))
+        self.sweep = SWEEP[1] if network == SWEEP[0] and not args.quick else ()
+        count = max(PICTURES, *args.batches, *self.sweep)
+        np.save(self.pictures, networks.pictures(count, networks.shape_of(network)))
         names = [name for name in args.contenders if not network.endswith("_binary") or name in BINARY_CONTENDERS]
-        self.processes = [Process(name, network, folder, args.larq_python) for name in names]
+        self.processes = [self.start(name) for name in names]
         self.contenders: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
         self.timings: list[dict[str, Any]] = []
+
+    def start(self, name: str) -> Process:
+        return Process(name, self.network, self.onnx.parent, self.args.larq_python)
 
     @property
     def results(self) -> dict[str, Any]:
@@ -122,10 +134,15 @@ class Contest:
             for threads in self.args.threads:
                 for batch in self.args.batches:
                     self.measure(batch, threads)
-            self.load()
+            for batch in self.sweep:
+                self.measure(batch, 1)
         finally:
             for process in self.processes:
                 process.end()
+        if not self.network.endswith("_binary"):
+            for process in self.live:
+                if process.kind.loads_plainly:
+                    self.load(process.name)
 
     @property
     def live(self) -> list[Process]:
@@ -137,27 +154,31 @@ class Contest:
             yield
         except Failed as error:
             print(f"  {process.name}: {error}", flush=True)
+            if process.name == REFERENCE:
+                raise SystemExit(f"{REFERENCE}, the reference, fails: {error}") from None
             self.failed[process.name] = str(error)
 
     def measure(self, batch: int, threads: int) -> None:
         """Check and time the contenders for one batch and number of threads."""
-        answers: dict[str, Array] = {}
+        reference: Array | None = None
         prepared: dict[str, dict[str, Any]] = {}
         for process in self.live:
             with self.noting_failure(process):
                 facts = process.ask("prepare", pictures=str(self.pictures), batch=batch, threads=threads)
-                answers[process.name] = self.answers(process)
-                check = self.judge(process, answers[process.name], answers[REFERENCE])
+                answers = self.answers(process)
+                if reference is None:
+                    reference = answers
+                check = self.judge(process, answers, reference)
                 self.contenders[process.name]["detail"] = facts.pop("detail")
                 prepared[process.name] = {**facts, **check}
         times = self.take_turns(threads)
         for name, facts in prepared.items():
-            timing = {"contender": name, "batch": batch, "threads": threads, **summary(times[name]), **facts}
+            timing = {"contender": name, "batch": batch, "threads": threads, **asdict(Timing.of(times[name])), **facts}
             self.timings.append(timing)
             print(
                 f"  batch {batch:2}, {threads} threads: {name:23} {timing['median_ms']:9.3f} ms (best"
                 f" {timing['best_ms']:9.3f}, quartiles {timing['spread_ms']:7.3f} apart, {timing['runs']:3} runs);"
-                f" same top-1 {timing['same_top1']:4.0%}, error {timing['error']:.1e}",
+                f" {timing['agreeing']:4.0%} of the answers agree, error {timing['error']:.1e}",
                 flush=True,
             )
 
@@ -175,8 +196,8 @@ class Contest:
             check["int8_correlation"] = compare(y, expected)["correlation"]
             if check["int8_correlation"] < INT8_CORRELATION:
                 raise Failed(f"answers have a correlation of {check['int8_correlation']:.2f} with those of the QDQ file")
-        elif check["error"] > FLOAT32_ERROR:
-            raise Failed(f"answers are wrong by {check['error']:.1%} of the largest logit")
+        elif check["agreeing"] < 0.5:
+            raise Failed(f"answers to {1 - check['agreeing']:.0%} of the pictures are wrong")
         return check
 
     def take_turns(self, threads: int) -> dict[str, list[float]]:
@@ -191,31 +212,25 @@ class Contest:
                         taken.extend(process.ask("time", ms=TURN_MS)["ms"])
         return times
 
-    def load(self) -> None:
-        """Time loading: one thread, batch 1, everything in the caches of the file system."""
-        with held(self.args.lock):
-            for process in self.live:
-                if process.kind.loads_plainly:
-                    loaded = process.ask("load", runs=5)
-                    self.contenders[process.name]["load"] = summary(loaded["ms"])
-                    self.contenders[process.name]["resident_bytes"] = loaded["resident_bytes"]
+    def load(self, name: str) -> None:
+        """Time loading in a fresh process, the file in the caches of the file system."""
+        process = self.start(name)
+        with self.noting_failure(process):
+            process.ask("build")
+            with held(self.args.lock):
+                loaded = process.ask("load", pictures=str(self.pictures), runs=LOADS)
+            self.contenders[name] |= {"load": asdict(Timing.of(loaded.pop("ms"))), **loaded}
+        process.end()
 
 
 def compare(y: Array, reference: Array) -> dict[str, Any]:
-    """Return how near `y` is to `reference`, [N, classes] each."""
-    error = float(np.abs(y - reference).max() / np.abs(reference).max())
-    correlation = float(np.corrcoef(y.ravel(), reference.ravel())[0, 1])
-    same = float(np.mean(y.argmax(axis=1) == reference.argmax(axis=1)))
-    return {"error": error, "correlation": correlation, "same_top1": same}
-
-
-def summary(times: Sequence[float]) -> dict[str, Any]:
-    low, median, high = np.percentile(times, [25, 50, 75])
+    """Return how near `y` is to `reference`, [N, classes] each; `error` is the median over the pictures."""
+    errors = np.abs(y - reference).max(axis=1) / np.abs(reference).max()
     return {
-        "median_ms": float(median),
-        "best_ms": min(times),
-        "spread_ms": float(high - low),
-        "runs": len(times),
+        "error": float(np.median(errors)),
+        "agreeing": float(np.mean(errors <= FLOAT32_ERROR)),
+        "same_top1": float(np.mean(y.argmax(axis=1) == reference.argmax(axis=1))),
+        "correlation": float(np.corrcoef(y.ravel(), reference.ravel())[0, 1]),
     }
 
 
@@ -228,15 +243,6 @@ def held(lock: Path | None) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def cpu_name() -> str:
-    """Return what the operating system calls the CPU."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def commit() -> str:
@@ -271,10 +277,14 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=12, help="turns that each contender has at most")
     parser.add_argument("--seconds", type=float, default=1.0, help="time after which a contender has no more turns")
+    parser.add_argument("--quick", action="store_true", help="a short run of tac_engine on the smallest network")
     parser.add_argument("--larq-python", help="interpreter of an environment with larq-compute-engine and tensorflow")
     parser.add_argument("--folder", type=Path, help="keep models here and use them again (default: a temporary one)")
     parser.add_argument("--lock", type=Path, help="file to lock while runs are timed")
     args = parser.parse_args()
+    if args.quick:
+        args.networks, args.contenders = ["vgg9"], ["tac_engine"]
+        args.batches, args.threads, args.rounds, args.seconds = [1, 2], [1], 2, 0.1
     # The reference first: the others are compared with it.
     args.contenders = sorted({REFERENCE, *args.contenders}, key=lambda name: (name != REFERENCE, list(CONTENDERS).index(name)))
     results = machine(args)

@@ -48,6 +48,12 @@ class Contender:
     def version(cls) -> str:
         return metadata.version(cls.package)
 
+    @classmethod
+    def installed_bytes(cls) -> int:
+        """Return the size of the package, without those that it depends on."""
+        files = metadata.files(cls.package) or []
+        return sum(Path(file.locate()).stat().st_size for file in files if Path(file.locate()).exists())
+
     def build(self) -> None:
         """Make `file` where it is not the ONNX model itself."""
 
@@ -552,11 +558,14 @@ def _save_tensorflow(plain: Plain, folder: Path) -> Path:
             return tf.nn.conv2d(x, kernel, strides, name)
         if unsigned is None:
             return tf.nn.conv2d(pad(x, node["pads"], 0.0), kernel, strides, "VALID")
-        # Zeros beside signs would be no signs: pad with +1 before the sign, then take away what that adds.
+        # Zeros beside signs would be no signs: pad with +1 before the sign, then take away what that adds. Flattened, since the
+        # converter would take a map beside the convolution for a bias.
         with tf.init_scope():  # now, not in the graph
             border = pad(np.zeros((1, *x.shape[1:]), np.float32), node["pads"], 1.0)
             added = tf.nn.conv2d(border, kernel, strides, "VALID").numpy()
-        return tf.nn.conv2d(sign(pad(unsigned, node["pads"], 1.0)), kernel, strides, "VALID") - added
+        result = tf.nn.conv2d(sign(pad(unsigned, node["pads"], 1.0)), kernel, strides, "VALID")
+        flat = [1, -1, added.shape[3]]
+        return tf.reshape(tf.reshape(result, flat) - added.reshape(flat), added.shape)
 
     tf.saved_model.save(Module(), str(folder))
     return folder

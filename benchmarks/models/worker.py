@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from contenders import CONTENDERS, Array, Contender
 
+CPUS = sorted(os.sched_getaffinity(0))
 COLD_MS = 100  # a run as long as this gains nothing from another before it
 
 
@@ -45,9 +46,13 @@ class Worker:
         self.last_ms = 0.0
 
     def build(self) -> dict[str, Any]:
+        # What is timed at the same time by somebody else is likely on the last CPUs, as it is here.
+        pin(CPUS[:-1] or CPUS)
         self.contender.build()
+        pin(CPUS)
         return {
             "version": self.contender.version(),
+            "installed_bytes": self.contender.installed_bytes(),
             "import_ms": self.contender.import_ms,
             "file_bytes": self.contender.file.stat().st_size,
         }
@@ -55,10 +60,10 @@ class Worker:
     def prepare(self, pictures: str, batch: int, threads: int) -> dict[str, Any]:
         self.pictures = np.load(pictures)
         self.x = self.pictures[:batch]
-        pin(range(os.cpu_count() or 1))
+        pin(CPUS)
         self.contender.prepare(batch if self.contender.batches else 1, threads)
         self.run()
-        pin(sorted(os.sched_getaffinity(0))[-threads:])
+        pin(CPUS[-threads:])
         return {"detail": self.contender.detail, **self.contender.facts(batch)}
 
     def answer(self, path: str) -> dict[str, Any]:
@@ -72,15 +77,20 @@ class Worker:
         np.save(path, np.concatenate(answers))
         return {}
 
-    def load(self, runs: int) -> dict[str, Any]:
+    def load(self, pictures: str, runs: int) -> dict[str, Any]:
         """Time the way from the file to the first answer."""
+        x = np.load(pictures)[:1]
+        pin(CPUS[-1:])
+        before = resident_bytes()
+        memory = 0
         times = []
         for _ in range(runs):
             start = time.perf_counter()
             self.contender.prepare(1, 1)
-            self.contender.run(self.x[:1])
+            self.contender.run(x)
             times.append(1e3 * (time.perf_counter() - start))
-        return {"ms": times, "resident_bytes": resident_bytes()}
+            memory = memory or resident_bytes()
+        return {"ms": times, "resident_bytes": memory, "added_bytes": memory - before}
 
     def time(self, ms: float) -> dict[str, Any]:
         """Time runs for about `ms`, one at least, with what they read in the caches as far as it fits."""
@@ -100,8 +110,8 @@ class Worker:
         return np.concatenate([self.contender.run(self.x[i : i + 1]) for i in range(len(self.x))])
 
 
-def pin(cpus: Any) -> None:
-    """Keep every thread of this process on `cpus`, as far as they are allowed."""
+def pin(cpus: list[int]) -> None:
+    """Keep every thread of this process on `cpus`."""
     for task in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(task), cpus)
 
