@@ -1,10 +1,11 @@
 """Times the networks of networks.py in tac_engine and in every engine that a user could pick instead.
 
-    python bench_models.py --out results.json [--networks NAME ...] [--contenders NAME ...] [--larq-python PYTHON] [--quick]
+    python bench_models.py --out results.json [--larq-python PYTHON] [--networks NAME ...] [--contenders NAME ...]
 
-Contenders run in turn, each in a process of its own and on the same CPUs, a few runs a turn, so that what happens to the
-machine happens to all of them. Before anything is timed its answers are compared with those of onnxruntime in float32. What
-is not installed, fails or answers wrongly is listed with the reason. report.py makes a table and plots of the results.
+Contenders run in turn, each in a process of its own and on the same CPUs, a few runs a turn, so that what happens to
+the machine happens to all of them. Before anything is timed its answers are compared with those of onnxruntime in
+float32. What is not installed, fails or answers wrongly is listed with the reason. report.py makes tables and plots of
+the results.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ from typing import Any
 import networks
 import numpy as np
 from contenders import CONTENDERS, Array, Plain
+
 from tac_engine.bench import Timing, cpu_name
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = "onnxruntime float32"
 
 PICTURES = 16  # that answers are compared on
-# An engine in float32 must give the logits of the reference to this share of the largest one, for half of the pictures at
-# least: where a float sum lies within rounding of 0 its sign depends on the order of adding, and a network of random signs
-# carries that on to every logit. How many pictures agree is reported.
+# An engine in float32 must give the logits of the reference to this share of the largest one. Not for every picture:
+# where a float sum lies within rounding of 0 its sign depends on the order of adding, and a network of random signs
+# carries that on to every logit. An engine that computes something else agrees for none. The share is reported.
 FLOAT32_ERROR = 1e-4
-# In the same way such a network amplifies what int8 rounds until nothing is left of the float32 answers. So int8 is held against
-# its QDQ file computed node by node, where even another way of rounding halves is amplified: an engine that computes something
-# else has a correlation of about 0.
+AGREEING = 0.125
+# In the same way such a network amplifies what int8 rounds until nothing is left of float32 answers. So int8 is held
+# against its QDQ file computed node by node, where even another way of rounding halves is amplified: an engine that
+# computes something else has a correlation of about 0.
 INT8_CORRELATION = 0.25
 
 # Who runs the networks that are binary all through.
@@ -195,8 +198,10 @@ class Contest:
             expected = np.load(self.onnx.with_suffix(".int8.npy"))[: len(y)]
             check["int8_correlation"] = compare(y, expected)["correlation"]
             if check["int8_correlation"] < INT8_CORRELATION:
-                raise Failed(f"answers have a correlation of {check['int8_correlation']:.2f} with those of the QDQ file")
-        elif check["agreeing"] < 0.5:
+                raise Failed(
+                    f"answers have a correlation of {check['int8_correlation']:.2f} with those of the QDQ file"
+                )
+        elif check["agreeing"] < AGREEING:
             raise Failed(f"answers to {1 - check['agreeing']:.0%} of the pictures are wrong")
         return check
 
@@ -262,7 +267,7 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "criteria": {"float32_error": FLOAT32_ERROR, "int8_correlation": INT8_CORRELATION},
+        "criteria": {"float32_error": FLOAT32_ERROR, "agreeing": AGREEING, "int8_correlation": INT8_CORRELATION},
         "networks": {},
     }
 
@@ -276,7 +281,7 @@ def main() -> int:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=12, help="turns that each contender has at most")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time after which a contender has no more turns")
+    parser.add_argument("--seconds", type=float, default=0.8, help="time after which a contender has no more turns")
     parser.add_argument("--quick", action="store_true", help="a short run of tac_engine on the smallest network")
     parser.add_argument("--larq-python", help="interpreter of an environment with larq-compute-engine and tensorflow")
     parser.add_argument("--folder", type=Path, help="keep models here and use them again (default: a temporary one)")
@@ -286,13 +291,15 @@ def main() -> int:
         args.networks, args.contenders = ["vgg9"], ["tac_engine"]
         args.batches, args.threads, args.rounds, args.seconds = [1, 2], [1], 2, 0.1
     # The reference first: the others are compared with it.
-    args.contenders = sorted({REFERENCE, *args.contenders}, key=lambda name: (name != REFERENCE, list(CONTENDERS).index(name)))
+    args.contenders = sorted(
+        {REFERENCE, *args.contenders}, key=lambda name: (name != REFERENCE, list(CONTENDERS).index(name))
+    )
     results = machine(args)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for network in args.networks:
-            print(network, flush=True)
+            print(f"{network}, {datetime.datetime.now():%H:%M:%S}", flush=True)
             contest = Contest(network, folder, args)
             contest.run()
             results["networks"][network] = contest.results

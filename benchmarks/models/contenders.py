@@ -1,24 +1,21 @@
 """The engines that the model benchmark compares, one small class each.
 
-A contender says what it needs, makes its own file from the ONNX model once (`build`), loads it for a batch and a number of
-threads (`prepare`) and runs it (`run`). Libraries are imported inside the classes, so that whatever is missing costs only
-its own contender. Every contender lives in a process of its own (worker.py), Larq's in an environment of its own.
+A contender makes its own file from the ONNX model once (`build`), loads it for a batch and a number of threads
+(`prepare`) and runs it (`run`). Libraries are imported inside the classes: what is missing costs that contender only.
+Every contender lives in a process of its own (worker.py), those of Larq and TFLite in an environment of their own.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-
-Array = npt.NDArray[Any]
+from plain import Array, Plain, save_tensorflow, torch_module
 
 
 class Unusable(Exception):
@@ -68,6 +65,9 @@ class Contender:
     def facts(self, batch: int) -> dict[str, Any]:
         """Return what the engine says of itself, for the results."""
         return {}
+
+    def plain(self) -> Plain:
+        return Plain.load(self.onnx.with_suffix(".npz"))
 
     def _is_built(self) -> bool:
         return self.file.exists() and self.file.stat().st_mtime >= self.onnx.stat().st_mtime
@@ -223,17 +223,17 @@ class Torch(Contender):
         import torch
 
         torch.set_grad_enabled(False)
-        self.plain = _plain(self.onnx)
+        self.network = self.plain()
 
     def prepare(self, batch: int, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        x = np.zeros((batch, *self.plain.shape), np.float32)
+        x = np.zeros((batch, *self.network.shape), np.float32)
 
         def run_in(layout: str) -> Callable[[Array], Array]:
             memory_format = getattr(torch, layout)
-            module = _torch_module(self.plain).to(memory_format=memory_format).eval()
+            module = torch_module(self.network).to(memory_format=memory_format).eval()
             example = torch.from_numpy(x).contiguous(memory_format=memory_format)
             frozen = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(module, example)))
             return lambda array: frozen(torch.from_numpy(array).contiguous(memory_format=memory_format)).numpy()
@@ -257,7 +257,7 @@ class TfLite(Contender):
 
         self.file = self.onnx.with_suffix(".tflite")
         if not self._is_built():
-            folder = _save_tensorflow(_plain(self.onnx), self.onnx.with_suffix(".saved_model"))
+            folder = save_tensorflow(self.plain(), self.onnx.with_suffix(".saved_model"), larq=False)
             self.file.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
 
     def prepare(self, batch: int, threads: int) -> None:
@@ -290,7 +290,7 @@ class Larq(Contender):
 
         self.file = self.onnx.with_suffix(".lce.tflite")
         if not self._is_built():
-            folder = _save_tensorflow(_plain(self.onnx), self.onnx.with_suffix(".saved_model"))
+            folder = save_tensorflow(self.plain(), self.onnx.with_suffix(".saved_model"), larq=True)
             self.file.write_bytes(larq_compute_engine.convert_saved_model(str(folder)))
 
     def prepare(self, batch: int, threads: int) -> None:
@@ -309,7 +309,7 @@ class Larq(Contender):
             return forward
 
         ways = {"indirect bgemm": run_with(True), "bgemm": run_with(False)}
-        self.forward, self.detail = fastest(ways, np.zeros((1, *_plain(self.onnx).shape), np.float32))
+        self.forward, self.detail = fastest(ways, np.zeros((1, *self.plain().shape), np.float32))
 
     def run(self, x: Array) -> Array:
         return self.forward(x)
@@ -335,11 +335,14 @@ CONTENDERS: dict[str, type[Contender]] = {
 def fastest(ways: dict[str, Callable[[Array], Array]], x: Array) -> tuple[Callable[[Array], Array], str]:
     """Return the fastest of `ways` and its name, after a few runs of each in turn."""
     best = dict.fromkeys(ways, float("inf"))
-    for _ in range(4):
+    begin = time.perf_counter()
+    for _ in range(6):
         for name, way in ways.items():
             start = time.perf_counter()
             way(x)
             best[name] = min(best[name], time.perf_counter() - start)
+        if time.perf_counter() - begin > 2.0:
+            break
     name = min(best, key=lambda key: best[key])
     return ways[name], name
 
@@ -353,7 +356,7 @@ def quantize(source: Path, target: Path) -> None:
 
     class Pictures(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            data = networks.pictures(8, _shape(source), networks.SEED + 2)
+            data = networks.pictures(8, networks.shape_of(source.stem), networks.SEED + 2)
             self.batches = iter([{"input": data[i : i + 1]} for i in range(len(data))])
 
         def get_next(self) -> dict[str, Array] | None:
@@ -376,196 +379,3 @@ def quantize(source: Path, target: Path) -> None:
     session = onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
     pictures = np.load(source.with_suffix(".pictures.npy"))
     np.save(target.with_suffix(".npy"), np.concatenate([session.run(None, {"input": x[None]})[0] for x in pictures]))
-
-
-# --- the networks for frameworks that read no ONNX ------------------------------------------------
-
-
-class Plain:
-    """A network of networks.py as a list of nodes and arrays, in a file that numpy alone reads."""
-
-    def __init__(self, shape: Sequence[int], nodes: list[dict[str, Any]], arrays: dict[str, Array]) -> None:
-        self.shape = tuple(shape)
-        self.nodes = nodes
-        self.arrays = arrays
-
-    @classmethod
-    def of(cls, path: Path) -> Plain:
-        import onnx
-
-        graph = onnx.load(path).graph
-        nodes = [
-            {
-                "op": node.op_type,
-                "inputs": list(node.input),
-                "output": node.output[0],
-                **{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute},
-            }
-            for node in graph.node
-        ]
-        return cls(_shape(path), nodes, {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer})
-
-    def save(self, path: Path) -> None:
-        np.savez(path, graph=json.dumps({"shape": self.shape, "nodes": self.nodes}), **self.arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> Plain:
-        with np.load(path) as data:
-            graph = json.loads(str(data["graph"]))
-            return cls(graph["shape"], graph["nodes"], {name: data[name] for name in data.files if name != "graph"})
-
-    def steps(self) -> Iterable[tuple[dict[str, Any], list[str], list[Array]]]:
-        """Yield every node with its computed and its constant inputs."""
-        for node in self.nodes:
-            names = [name for name in node["inputs"] if name not in self.arrays]
-            yield node, names, [self.arrays[name] for name in node["inputs"] if name in self.arrays]
-
-    def affine(self, constants: Sequence[Array], epsilon: float) -> tuple[Array, Array]:
-        """Return scale and shift of a BatchNormalization."""
-        gamma, beta, mean, variance = constants
-        scale = gamma / np.sqrt(variance + np.float32(epsilon))
-        return scale, beta - mean * scale
-
-
-def _plain(onnx_file: Path) -> Plain:
-    return Plain.load(onnx_file.with_suffix(".npz"))
-
-
-def _shape(onnx_file: Path) -> tuple[int, ...]:
-    import networks
-
-    return networks.shape_of(onnx_file.stem)
-
-
-def _torch_module(plain: Plain) -> Any:
-    import torch
-    from torch.nn import functional
-
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, array in plain.arrays.items():
-                self.register_buffer(name.replace(".", "_"), torch.from_numpy(array.copy()))
-
-        def forward(self, x: Any) -> Any:
-            values = {"input": x}
-            for node, names, _ in plain.steps():
-                first, *others = (values[name] for name in names)
-                constants = [getattr(self, name.replace(".", "_")) for name in node["inputs"] if name not in names]
-                values[node["output"]] = self.step(node, first, others, constants)
-            return values["logits"]
-
-        def step(self, node: dict[str, Any], x: Any, others: list[Any], constants: list[Any]) -> Any:
-            match node["op"]:
-                case "Conv":
-                    pads, strides = node["pads"][:2], node["strides"]
-                    return functional.conv2d(x, constants[0], None, strides, pads, 1, node["group"])
-                case "BatchNormalization":
-                    gamma, beta, mean, variance = constants
-                    return functional.batch_norm(x, mean, variance, gamma, beta, eps=node["epsilon"])
-                case "MaxPool":
-                    return functional.max_pool2d(x, node["kernel_shape"], node["strides"], node["pads"][:2])
-                case "AveragePool":
-                    return functional.avg_pool2d(x, node["kernel_shape"], node["strides"])
-                case "GlobalAveragePool":
-                    return functional.adaptive_avg_pool2d(x, 1)
-                case "Gemm":
-                    return functional.linear(x, *constants)
-                case "Sign":
-                    return torch.sign(x)
-                case "Relu":
-                    return functional.relu(x)
-                case "Clip":
-                    return functional.hardtanh(x)
-                case "Flatten":
-                    return torch.flatten(x, 1)
-                case "Add":
-                    return x + others[0]
-            raise Unusable(f"no torch form of {node['op']}")
-
-    return Network()
-
-
-def _save_tensorflow(plain: Plain, folder: Path) -> Path:
-    """Write the network as a SavedModel with batch 1 and channels last."""
-    import tensorflow as tf
-
-    def pad(x: Any, pads: Sequence[int], value: float) -> Any:
-        return tf.pad(x, [[0, 0], [pads[0], pads[2]], [pads[1], pads[3]], [0, 0]], constant_values=value)
-
-    def padding(node: dict[str, Any]) -> str | None:
-        """Return TensorFlow's own name of the node's padding, None if it has none for it."""
-        if not any(node.get("pads", [0])):
-            return "VALID"
-        centred = node["strides"] == [1, 1] and node["pads"] == [size // 2 for size in node["kernel_shape"]] * 2
-        return "SAME" if centred else None
-
-    def sign(x: Any) -> Any:
-        return tf.where(x >= 0, tf.ones_like(x), -tf.ones_like(x))
-
-    class Module(tf.Module):  # type: ignore[misc]
-        @tf.function(input_signature=[tf.TensorSpec([1, *plain.shape[1:], plain.shape[0]], tf.float32)])
-        def __call__(self, x: Any) -> Any:
-            values = {"input": x}
-            unsigned: dict[str, Any] = {}
-            flattened: dict[str, tuple[int, ...]] = {}
-            for node, names, constants in plain.steps():
-                first, *others = (values[name] for name in names)
-                match node["op"]:
-                    case "Conv":
-                        result = conv(node, first, unsigned.get(names[0]), constants[0])
-                    case "BatchNormalization":
-                        scale, shift = plain.affine(constants, node["epsilon"])
-                        result = first * scale + shift
-                    case "MaxPool":
-                        name = padding(node)
-                        padded = first if name else pad(first, node["pads"], float(np.finfo(np.float32).min))
-                        result = tf.nn.max_pool2d(padded, node["kernel_shape"], node["strides"], name or "VALID")
-                    case "AveragePool":
-                        result = tf.nn.avg_pool2d(first, node["kernel_shape"], node["strides"], "VALID")
-                    case "GlobalAveragePool":
-                        result = tf.reduce_mean(first, [1, 2], keepdims=True)
-                    case "Flatten":
-                        flattened[node["output"]] = tuple(first.shape[1:])
-                        result = tf.reshape(first, [1, -1])
-                    case "Gemm":
-                        weight, bias = constants
-                        if names[0] in flattened:
-                            height, width, channels = flattened[names[0]]
-                            weight = weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
-                        result = tf.matmul(first, weight.reshape(weight.shape[0], -1), transpose_b=True) + bias
-                    case "Sign":
-                        unsigned[node["output"]] = first
-                        result = sign(first)
-                    case "Relu":
-                        result = tf.nn.relu(first)
-                    case "Clip":
-                        result = tf.clip_by_value(first, -1.0, 1.0)
-                    case "Add":
-                        result = first + others[0]
-                    case other:
-                        raise Unusable(f"no TensorFlow form of {other}")
-                values[node["output"]] = result
-            return values["logits"]
-
-    def conv(node: dict[str, Any], x: Any, unsigned: Any, weight: Array) -> Any:
-        kernel, strides, name = weight.transpose(2, 3, 1, 0), node["strides"], padding(node)
-        if node["group"] > 1:
-            x = x if name == "SAME" else pad(x, node["pads"], 0.0)
-            depthwise = weight.transpose(2, 3, 0, 1)
-            return tf.nn.depthwise_conv2d(x, depthwise, [1, *strides, 1], name or "VALID")
-        if name is not None:
-            return tf.nn.conv2d(x, kernel, strides, name)
-        if unsigned is None:
-            return tf.nn.conv2d(pad(x, node["pads"], 0.0), kernel, strides, "VALID")
-        # Zeros beside signs would be no signs: pad with +1 before the sign, then take away what that adds. Flattened, since the
-        # converter would take a map beside the convolution for a bias.
-        with tf.init_scope():  # now, not in the graph
-            border = pad(np.zeros((1, *x.shape[1:]), np.float32), node["pads"], 1.0)
-            added = tf.nn.conv2d(border, kernel, strides, "VALID").numpy()
-        result = tf.nn.conv2d(sign(pad(unsigned, node["pads"], 1.0)), kernel, strides, "VALID")
-        flat = [1, -1, added.shape[3]]
-        return tf.reshape(tf.reshape(result, flat) - added.reshape(flat), added.shape)
-
-    tf.saved_model.save(Module(), str(folder))
-    return folder

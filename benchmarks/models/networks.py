@@ -1,14 +1,14 @@
 """Builds the networks of the model benchmark as ONNX files: `python networks.py OUTDIR [NAME ...]`.
 
 Weights are random from a fixed seed. Every node is computed with numpy while it is added, on four pictures, and
-BatchNormalization takes its statistics from what it sees there, so signs are balanced and nothing explodes with depth.
+BatchNormalization takes its statistics from what it sees there: signs are balanced and nothing explodes with depth.
 
-NAME is what the published network has in low bits: binary 3x3 convolutions, fully connected layers on a pruned 4-bit
-codebook (VGG-9 and AlexNet, after TAC, arXiv 1907.05271), everything else float. NAME_binary has every layer binary but the
+NAME has binary convolutions where the published network has them, fully connected layers on a pruned 4-bit codebook
+(VGG-9 and AlexNet, after TAC, arXiv 1907.05271), everything else float. NAME_binary has every layer binary but the
 first and the last; its fully connected layers are written as convolutions.
 
-Stem weights and the pictures of `pictures()` lie on a grid of powers of two: stem sums are exact in whatever order an engine
-adds, so engines agree on the first signs.
+Stem weights and the pictures of `pictures()` lie on a grid of powers of two: stem sums are exact in whatever order an
+engine adds, so engines agree on the first signs.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Net:
         return self.add("Add", [], self.value + self.values[other], other)
 
     def linear(self, outputs: int, codebook: bool = True) -> Net:
-        """Fully connected layer whose outputs are about 0 on average: random layers have much that all pictures share."""
+        """Fully connected layer; its bias takes away what all pictures share, which is much in a random network."""
         shape = (outputs, self.channels)
         if codebook:
             # 15 values with a hole around zero, as k-means over pruned weights gives them.

@@ -57,9 +57,7 @@ class Results:
 
     def best(self, network: str, kind: str, batch: int, threads: int) -> float | None:
         """Return the median per picture of the fastest contender whose name ends with `kind`."""
-        times = [
-            self.ms(network, name, batch, threads) for name in self.contenders([network]) if name.endswith(kind)
-        ]
+        times = [self.ms(network, name, batch, threads) for name in self.contenders([network]) if name.endswith(kind)]
         return min((time for time in times if time is not None), default=None)
 
 
@@ -120,7 +118,15 @@ def ratios_table(results: Results) -> str:
                         figure(one / ours if one is not None and threads > 1 else None, 2),
                     ]
                 )
-    header = ["", "tac_engine, ms per picture", "onnxruntime float32", "best int8", "openvino binary", "larq", "1 thread"]
+    header = [
+        "",
+        "tac_engine, ms per picture",
+        "onnxruntime float32",
+        "best int8",
+        "openvino binary",
+        "larq",
+        "1 thread",
+    ]
     return table(header, rows)
 
 
@@ -183,7 +189,15 @@ def answers_table(results: Results) -> str:
                         str(entry["contenders"][name].get("detail", "")),
                     ]
                 )
-    header = ["against onnxruntime float32", "pictures that agree", "same top-1", "median error", "correlation", "with its QDQ file", "chosen"]
+    header = [
+        "against onnxruntime float32",
+        "pictures that agree",
+        "same top-1",
+        "median error",
+        "correlation",
+        "with its QDQ file",
+        "chosen",
+    ]
     return table(header, rows)
 
 
@@ -254,7 +268,9 @@ def plot_times(results: Results, networks: Sequence[str], batch: int, threads: i
         axis.legend(fontsize=7, ncols=3, loc="upper left", bbox_to_anchor=(0, -0.08), frameon=False)
 
     text = f"batch {batch}, {threads} thread{'s' if threads > 1 else ''}, {results.data['cpu']}"
-    save_plot(path, draw, f"{'Every layer binary but the first and the last: ' if networks == results.binary else ''}{text}")
+    save_plot(
+        path, draw, f"{'Every layer binary but the first and the last: ' if networks == results.binary else ''}{text}"
+    )
 
 
 def plot_batches(results: Results, network: str, path: Path) -> None:
@@ -265,7 +281,12 @@ def plot_batches(results: Results, network: str, path: Path) -> None:
         for name in results.contenders([network]):
             points = [(batch, ms) for batch in batches if (ms := results.ms(network, name, batch, 1)) is not None]
             if points:
-                axis.plot(*zip(*[(batch, 1e3 / ms) for batch, ms in points], strict=True), "o-", color=COLOURS[name], label=name)
+                axis.plot(
+                    *zip(*[(batch, 1e3 / ms) for batch, ms in points], strict=True),
+                    "o-",
+                    color=COLOURS[name],
+                    label=name,
+                )
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(batches, [str(batch) for batch in batches])

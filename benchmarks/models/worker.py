@@ -5,6 +5,7 @@ Runs in the contender's Python environment, so it needs numpy and contenders.py 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -112,8 +113,9 @@ class Worker:
 
 def pin(cpus: list[int]) -> None:
     """Keep every thread of this process on `cpus`."""
-    for task in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(task), cpus)
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            os.sched_setaffinity(int(task.name), cpus)
 
 
 def resident_bytes() -> int:

@@ -1,4 +1,4 @@
-"""What a model costs on this machine: loading, memory, time per batch, other numbers of threads, another engine beside it."""
+"""What a model costs on this machine: loading, memory, time per batch and threads, beside another engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LOADS = 5
 _PAUSE_S = 0.02
 
 _CHECKED = 16
-# What float sums in another order may change; where they move a sign, a sample may differ by far more and the others tell.
+# What float sums in another order may change. Where they move a sign, a sample differs by far more; the others tell.
 _TOLERANCE = 1e-3
 
 
@@ -82,7 +82,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Answers:
-    """How many of the compared samples agree with the rival's, and the largest difference relative to the largest output."""
+    """How many of the compared samples agree; the largest difference is relative to the largest output."""
 
     samples: int
     agreeing: int
@@ -132,7 +132,9 @@ class BenchReport:
             f"file to first answer {self.load.median_ms:.2f} ms (best {self.load.best_ms:.2f})",
         ]
         if self.resident_bytes is not None and self.added_bytes is not None:
-            lines[-1] += f"; resident {self.resident_bytes / 1e6:.1f} MB, {self.added_bytes / 1e6:.1f} MB of it the model's"
+            lines[-1] += (
+                f"; resident {self.resident_bytes / 1e6:.1f} MB, {self.added_bytes / 1e6:.1f} MB of it the model's"
+            )
         if self.answers is not None:
             lines.append(
                 f"{self.answers.agreeing} of {self.answers.samples} random samples agree with {self.rival}, "

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
-from tac_engine.bench import BenchReport, Timing, bench, interleave
 
 import tac_engine
 from tac_engine import cli
+from tac_engine.bench import BenchReport, Timing, bench, interleave
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--seconds", "0", "--batch", "1", "3")
@@ -174,6 +174,9 @@ def test_model_benchmark_runs_once(models: Path, tmp_path: Path) -> None:
 def test_contender_that_is_missing_or_wrong_is_listed(models: Path) -> None:
     script = load_script(models / "bench_models.py")
     good = np.arange(32, dtype=np.float32).reshape(16, 2)
-    assert script.compare(good, good) == {"error": 0.0, "correlation": pytest.approx(1.0), "same_top1": 1.0}
+    other = np.where(np.arange(16)[:, None] < 4, good, -good)
+    same = {"error": 0.0, "agreeing": 1.0, "same_top1": 1.0, "correlation": pytest.approx(1.0)}
+    assert script.compare(good, good) == same
+    assert script.compare(other, good)["agreeing"] == 0.25
     with pytest.raises(script.Failed, match="--larq-python"):
         script.Process("larq compute engine", "vgg9", models, None).ask("build")
