@@ -67,13 +67,13 @@ class Worker:
         pin(CPUS[-threads:])
         return {"detail": self.contender.detail, **self.contender.facts(batch)}
 
-    def answer(self, path: str) -> dict[str, Any]:
-        """Save the logits of all pictures, computed in the batches that are timed."""
-        timed, count = self.x, len(self.x)
+    def answer(self, path: str, count: int) -> dict[str, Any]:
+        """Save the logits of `count` pictures, computed in the batches that are timed."""
+        timed, batch = self.x, len(self.x)
         answers = []
-        for start in range(0, len(self.pictures) - count + 1, count):
-            self.x = self.pictures[start : start + count]
-            answers.append(self.run().reshape(count, -1).copy())
+        for start in range(0, max(count, batch) - batch + 1, batch):
+            self.x = self.pictures[start : start + batch]
+            answers.append(self.run().reshape(batch, -1).copy())
         self.x = timed
         np.save(path, np.concatenate(answers))
         return {}
