@@ -63,7 +63,6 @@ class Worker:
         self.x = self.pictures[:batch]
         pin(CPUS)
         self.contender.prepare(batch if self.contender.batches else 1, threads)
-        self.run()
         pin(CPUS[-threads:])
         return {"detail": self.contender.detail, **self.contender.facts(batch)}
 
