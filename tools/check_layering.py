@@ -1,7 +1,7 @@
 """Checks who may know what, over the files that git tracks or would track.
 
 - Only C++ knows the bytes of a model file: no struct, no int.to_bytes or from_bytes in Python.
-- The converters import onnx, the engine never does; converters build through ModelWriter only.
+- The converters import onnx and onnxruntime, the engine never does; converters build through ModelWriter only.
 - The core includes the standard library and itself; POSIX headers only in base/ and format/.
 - Intrinsics headers appear only in csrc/kernels/*/<isa>.cc.
 - Sources are ASCII.
