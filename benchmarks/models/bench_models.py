@@ -275,6 +275,8 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "criteria": {"float32_error": FLOAT32_ERROR, "agreeing": AGREEING, "int8_correlation": INT8_CORRELATION},
+        "batches": args.batches,
+        "threads": args.threads,
         "networks": {},
     }
 

@@ -50,11 +50,6 @@ class Results:
         timing = self.timing(network, contender, batch, threads)
         return None if timing is None else timing["median_ms"] / batch
 
-    def values(self, key: str) -> list[int]:
-        """Return the batches or thread counts that every network was timed with."""
-        sets = [{timing[key] for timing in entry["timings"]} for entry in self.networks.values()]
-        return sorted(set.intersection(*sets))
-
     def best(self, network: str, kind: str, batch: int, threads: int) -> float | None:
         """Return the median per picture of the fastest contender whose name ends with `kind`."""
         times = [self.ms(network, name, batch, threads) for name in self.contenders([network]) if name.endswith(kind)]
@@ -77,7 +72,7 @@ def figure(value: float | None, digits: int = 3) -> str:
 
 def times_table(results: Results, networks: Sequence[str], threads: int) -> str:
     """Return ms per picture, a row per contender, a column per network and batch."""
-    columns = [(network, batch) for network in networks for batch in results.values("batch")]
+    columns = [(network, batch) for network in networks for batch in results.data["batches"]]
     rows = []
     for name in results.contenders(networks):
         cells = []
@@ -98,8 +93,8 @@ def ratios_table(results: Results) -> str:
     """Return how many times as fast tac_engine is as the others."""
     rows = []
     for network in results.networks:
-        for threads in results.values("threads"):
-            for batch in results.values("batch"):
+        for threads in results.data["threads"]:
+            for batch in results.data["batches"]:
                 ours = results.ms(network, OURS, batch, threads)
                 if ours is None:
                     continue
@@ -208,10 +203,10 @@ def markdown(results: Results) -> str:
         f"{data['cpu']}, {data['cpus']} CPUs, {data['date']}, commit {data['commit']}. Medians of runs in turn, warm;"
         " the networks of benchmarks/models/networks.py.",
     ]
-    parts += [times_table(results, results.published, threads) for threads in results.values("threads")]
+    parts += [times_table(results, results.published, threads) for threads in results.data["threads"]]
     if results.binary:
         parts.append("Every layer binary but the first and the last:")
-        parts += [times_table(results, results.binary, threads) for threads in results.values("threads")]
+        parts += [times_table(results, results.binary, threads) for threads in results.data["threads"]]
     parts += [
         "How many times as fast tac_engine is:",
         ratios_table(results),
@@ -308,8 +303,8 @@ def main() -> None:
     stem = args.outdir / args.results.stem
     stem.with_suffix(".md").write_text(markdown(results))
     for group, networks in (("", results.published), ("_binary", results.binary)):
-        for threads in results.values("threads"):
-            for batch in results.values("batch"):
+        for threads in results.data["threads"]:
+            for batch in results.data["batches"]:
                 if networks:
                     file = args.outdir / f"{args.results.stem}{group}_batch{batch}_threads{threads}.png"
                     plot_times(results, networks, batch, threads, file)
