@@ -22,7 +22,7 @@ PACKAGE_SOURCES := $(wildcard pyproject.toml CMakeLists.txt README.md LICENSE) \
   $(shell find csrc python converters -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan fuzz tidy bench lint format clean
+.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan fuzz tidy bench bench-models lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,10 @@ $(VENV)/.lint: $(VENV)/.package
 	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[lint]'
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.package
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[bench]'
+	@touch $@
+
 setup: $(VENV)/.package ## Install what is missing, build the Python package into .venv/.
 
 demo: $(VENV)/.package ## Convert the trained network, classify pictures, time it beside ONNX Runtime.
@@ -81,9 +85,17 @@ fuzz: build-fuzz ## Feed mutated files to the loader and the engine for FUZZ_SEC
 
 tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the core.
 
-bench: build-default ## Time the C++ kernels.
+bench: build-default $(VENV)/.package ## Time the C++ kernels and, in short, a model beside ONNX Runtime.
 	build/default/benchmarks/kernels/tac_kernel_bench
 	build/default/benchmarks/kernels/tac_float_bench
+	$(BIN)/python benchmarks/models/bench_models.py --quick --out build/bench_quick.json
+
+# LARQ_PYTHON is the interpreter of an environment with larq-compute-engine and tensorflow.
+bench-models: $(VENV)/.bench ## Time whole networks beside every other engine (15 minutes); tables and plots in build/bench/.
+	@mkdir -p build/bench
+	$(BIN)/python benchmarks/models/bench_models.py --folder build/bench/networks --out build/bench/models.json \
+	  $(if $(LARQ_PYTHON),--larq-python $(LARQ_PYTHON))
+	$(BIN)/python benchmarks/models/report.py build/bench/models.json build/bench
 
 lint: $(VENV)/.lint ## Run every check of .pre-commit-config.yaml.
 	pre-commit run --all-files

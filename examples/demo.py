@@ -6,7 +6,6 @@ Run by `make demo`. Exits 1 if the two disagree on the class of a picture.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -19,20 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import tac_engine
+from tac_engine.bench import cpu_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-
-
-def cpu_name() -> str:
-    """Return what the operating system calls the CPU."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

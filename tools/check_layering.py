@@ -1,7 +1,7 @@
 """Checks who may know what, over the files that git tracks or would track.
 
 - Only C++ knows the bytes of a model file: no struct, no int.to_bytes or from_bytes in Python.
-- The converters import onnx, the engine never does; converters build through ModelWriter only.
+- The converters import onnx and onnxruntime, the engine never does; converters build through ModelWriter only.
 - The core includes the standard library and itself; POSIX headers only in base/ and format/.
 - Intrinsics headers appear only in csrc/kernels/*/<isa>.cc and benchmarks/kernels/limits/<isa>.cc.
 - Sources are ASCII.
@@ -52,8 +52,8 @@ def check_python(path: str, text: str) -> Iterator[str]:
             top = module.split(".")[0]
             if top == "struct":
                 yield f"{where}: struct: only C++ knows the bytes of a model file"
-            if in_engine and top == "onnx" and not path.startswith("python/tac_engine/train/"):
-                yield f"{where}: the engine imports onnx; that belongs into converters/"
+            if in_engine and top in {"onnx", "onnxruntime"} and not path.startswith("python/tac_engine/train/"):
+                yield f"{where}: the engine imports {top}; that belongs into converters/"
             if not in_engine and (module.endswith("._core") or module == "_core"):
                 for name in sorted(set(names or ["*"]) - WRITER_NAMES):
                     yield f"{where}: converters reach into _core.{name}"

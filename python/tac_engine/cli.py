@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tac-engine",
         description="Runs low-bit neural networks on CPUs.",
-        epilog="Exit status: 0 done, 1 verify found a difference, 2 error.",
+        epilog="Exit status: 0 done, 1 verify or bench found a difference, 2 error.",
     )
     parser.add_argument("--version", action="version", version=f"tac-engine {tac_engine.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -188,6 +188,14 @@ def build_parser() -> argparse.ArgumentParser:
     profile.add_argument("--batch", type=positive, default=1, help="samples of the random input (default 1)")
     profile.add_argument("--resize", action="store_true", help="scale a picture to the model's size")
     engine_options(profile)
+
+    bench = command("bench", _bench, "Time a model: loading, batches, threads; beside ONNX Runtime if wished.")
+    bench.add_argument("model", type=Path)
+    bench.add_argument("--against", type=Path, metavar="ONNX", help="the ONNX file, run in ONNX Runtime in turn")
+    bench.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes (default 1 16)")
+    bench.add_argument("--threads", type=positive, nargs="+", default=[1], help="numbers of threads (default 1)")
+    bench.add_argument("--seconds", type=number, default=1.0, help="time for each measurement (default 1)")
+    bench.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
 
     command("backends", _backends, "List the kernel sets and say which this CPU runs.")
     return parser
@@ -448,6 +456,32 @@ def _profile(args: argparse.Namespace) -> int:
         }
     _print_result(engine.profile(x, runs=args.runs), args.json)
     return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from tac_engine.bench import bench
+
+    rival = None
+    if args.against is not None:
+        try:
+            from tac_engine.converters.onnx_runtime import OnnxRuntimeModel
+        except ImportError as error:
+            raise InvalidInputError(
+                f"--against needs onnx and onnxruntime ({error}): pip install 'tac_engine[convert,demo]'"
+            ) from None
+        rival = OnnxRuntimeModel(args.against)
+    with progress_bar() as progress:
+        report = bench(
+            args.model,
+            batches=args.batch,
+            threads=args.threads,
+            backend=args.backend,
+            rival=rival,
+            seconds=args.seconds,
+            progress=progress,
+        )
+    _print_result(report, args.json)
+    return 0 if report.ok else EXIT_DIFFERS
 
 
 def _backends(args: argparse.Namespace) -> int:

@@ -33,6 +33,7 @@ def test_tree_keeps_its_layers() -> None:
         ("python/tac_engine/a.py", "from struct import pack\n", "only C++ knows"),
         ("converters/a.py", "x = (5).to_bytes(4, 'little')\n", "only C++ knows"),
         ("python/tac_engine/a.py", "import onnx\n", "engine imports onnx"),
+        ("python/tac_engine/a.py", "import onnxruntime\n", "engine imports onnxruntime"),
         (
             "python/tac_engine/a.py",
             "def f():\n    from onnx import helper\n",
