@@ -84,6 +84,7 @@ tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the core.
 bench: build-default ## Time the C++ kernels.
 	build/default/benchmarks/kernels/tac_kernel_bench
 	build/default/benchmarks/kernels/tac_float_bench
+	build/default/benchmarks/kernels/tac_codebook_bench
 
 lint: $(VENV)/.lint ## Run every check of .pre-commit-config.yaml.
 	pre-commit run --all-files

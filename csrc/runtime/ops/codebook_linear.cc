@@ -2,7 +2,10 @@
 #include "kernels/codebook_linear/codebook_linear.h"
 
 #include <algorithm>
+#include <cstdlib>
 
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "runtime/codebook_layout.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -93,9 +96,106 @@ class CodebookLinearStep final : public Step {
   kernels::codebook_linear_f32_fn kernel_;
 };
 
+// The arithmetic in integers: a first pass rounds the samples to 16 bits, a second one multiplies.
+class CodebookIntegerStep final : public Step {
+ public:
+  CodebookIntegerStep(const CodebookLinear& op, const PrepareContext& ctx)
+      : input_(op.input),
+        output_(op.output),
+        level_scale_(op.level_scale),
+        quantize_(ctx.kernels().quantize_f32_i16),
+        dense_kernel_(ctx.kernels().codebook_linear_i16),
+        sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced) {
+    const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
+    rows_ = rows;
+    in_features_ = in_features;
+    out_features_ = rows_of(ctx.tensor(op.output)).channels;
+    CodebookRows weights(op, out_features_, in_features);
+    const std::span<const std::int32_t> levels = op.levels.view();
+    levels_ = AlignedBuffer<std::int16_t>(2 * kTableSize);
+    std::copy(levels.begin(), levels.end(), levels_.data());
+    bias_ = expand(op.bias, out_features_);
+    // The sliced form is for the backend whose registers look inputs up; scalar's is an oracle.
+    const auto sliced_id = static_cast<std::size_t>(KernelId::codebook_linear_i16_sliced);
+    std::optional<SlicedCodebook> sliced;
+    if (ctx.selection.kernel_backend[sliced_id] != "scalar")
+      sliced = slice_codebook(weights, out_features_, in_features, levels);
+    if (sliced) {
+      sliced_ = std::move(*sliced);
+      sliced_params_ = {out_features_,         sliced_.group_steps,  sliced_.entries.data(),
+                        sliced_.starts.data(), sliced_.tiles.data(), sliced_.rows.data(),
+                        levels_.data(),        bias_.data()};
+      n_items_ = sliced_.rows.size() / kernels::kCodebookTile;
+      kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
+    } else {
+      // A free code stands for zero, whose level the table is filled with.
+      codes_ = dense_codebook(weights, out_features_, in_features,
+                              static_cast<std::uint8_t>(op.codebook.size()));
+      std::int32_t max_level = 0;
+      for (const std::int32_t level : levels) max_level = std::max(max_level, std::abs(level));
+      dense_params_ = {in_features,   round_up(in_features, kernels::kCodebookDenseAlign),
+                       codes_.data(), levels_.data(),
+                       max_level,     bias_.data()};
+      n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
+      kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
+    }
+    macs = rows * in_features * out_features_;
+    param_bytes = codes_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes();
+    q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
+    sample_scratch_bytes = rows * (q_stride_ * sizeof(std::int16_t) + sizeof(double));
+  }
+
+  void run(const RunContext& ctx) const noexcept override {
+    const float* x = ctx.read<float>(input_);
+    float* y = ctx.write<float>(output_);
+    const std::size_t n_rows = ctx.n_samples * rows_;
+    auto* q = reinterpret_cast<std::int16_t*>(ctx.sample_scratch);
+    auto* units = reinterpret_cast<double*>(q + n_rows * q_stride_);
+    ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t r = begin; r < end; ++r)
+        units[r] = level_scale_ * quantize_(x + r * in_features_, in_features_, q + r * q_stride_);
+    });
+    ctx.pool->parallel_for(
+        ceil_div(n_rows, kRowsPerItem) * n_items_,
+        [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t row = i / n_items_ * kRowsPerItem, item = i % n_items_;
+            const std::size_t batch = std::min(kRowsPerItem, n_rows - row);
+            const std::int16_t* q_of = q + row * q_stride_;
+            float* y_of = y + row * out_features_;
+            if (dense_params_.codes != nullptr) {
+              const std::size_t first = item * kRowsOfDenseItem;
+              dense_kernel_(dense_params_, q_of, batch, q_stride_, units + row, first,
+                            std::min(first + kRowsOfDenseItem, out_features_), y_of, out_features_);
+            } else {
+              sliced_kernel_(sliced_params_, q_of, batch, q_stride_, units + row, item, item + 1,
+                             y_of, out_features_);
+            }
+          }
+        });
+  }
+
+ private:
+  static constexpr std::size_t kRowsOfDenseItem = 16;
+
+  TensorId input_, output_;
+  double level_scale_;
+  std::size_t rows_ = 0, in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
+  AlignedBuffer<std::int16_t> levels_;
+  AlignedBuffer<float> bias_;
+  AlignedBuffer<std::uint8_t> codes_;
+  SlicedCodebook sliced_;
+  kernels::CodebookDenseParams dense_params_{};
+  kernels::CodebookSlicedParams sliced_params_{};
+  kernels::quantize_f32_i16_fn quantize_;
+  kernels::codebook_linear_i16_fn dense_kernel_;
+  kernels::codebook_linear_i16_sliced_fn sliced_kernel_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> prepare(const CodebookLinear& op, const PrepareContext& ctx) {
+  if (op.levels.size() != 0) return std::make_unique<CodebookIntegerStep>(op, ctx);
   return std::make_unique<CodebookLinearStep>(op, ctx);
 }
 
