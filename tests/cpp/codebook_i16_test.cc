@@ -91,6 +91,7 @@ struct Case {
   bool extreme = false;        // all levels and inputs at their limits
   std::size_t gap = 0, offset = 0;
   std::size_t group_steps = 4;
+  int max_level = 32767;
 };
 
 // Weights and inputs of one case, with the outputs expected.
@@ -105,8 +106,10 @@ struct Problem {
     test::Random random(static_cast<std::uint32_t>(c.inputs * 131 + c.outputs * 7 + c.batch));
     // Code 15 and those past it are zero.
     for (std::size_t i = 0; i < 15; ++i) {
-      const auto level = static_cast<std::int16_t>(static_cast<int>(random.below(65535)) - 32767);
-      levels[i] = c.extreme ? std::int16_t{32767} : level;
+      const auto level = static_cast<std::int16_t>(
+          static_cast<int>(random.below(2 * static_cast<std::size_t>(c.max_level) + 1)) -
+          c.max_level);
+      levels[i] = c.extreme ? static_cast<std::int16_t>(c.max_level) : level;
     }
     for (std::uint8_t& code : codes)
       code = static_cast<std::uint8_t>(random.below(8) < c.zeros_in_8 ? 15 : random.below(15));
@@ -213,7 +216,15 @@ TEST_P(CodebookLinearI16, WritesOnlyTheRowsAskedForBetweenGaps) {
 }
 
 TEST_P(CodebookLinearI16, IsExactAtTheLimitOfLevelsInputsAndLength) {
-  check({.batch = 2, .inputs = 65536, .outputs = 3, .zeros_in_8 = 0, .extreme = true});
+  for (const int max_level : {32767, 16384, 16383}) {
+    check({.batch = 2,
+           .inputs = 65536,
+           .outputs = 3,
+           .zeros_in_8 = 0,
+           .extreme = true,
+           .max_level = max_level});
+    check({.batch = 5, .inputs = 200, .outputs = 9, .max_level = max_level});
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16, testing::ValuesIn(test::backends_under_test()),
@@ -329,7 +340,14 @@ TEST_P(CodebookLinearI16Sliced, WritesOnlyTheTilesAskedForBetweenGaps) {
 
 TEST_P(CodebookLinearI16Sliced, IsExactAtTheLimitOfLevelsInputsAndLength) {
   for (const std::size_t batch : {1, 4}) {
-    check({.batch = batch, .inputs = 65536, .outputs = 3, .zeros_in_8 = 0, .extreme = true});
+    for (const int max_level : {32767, 16383}) {
+      check({.batch = batch,
+             .inputs = 65536,
+             .outputs = 3,
+             .zeros_in_8 = 0,
+             .extreme = true,
+             .max_level = max_level});
+    }
   }
 }
 
