@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <utility>
 
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "runtime/layout.h"
@@ -16,11 +17,15 @@ namespace {
 using kernels::kCodebookTile;
 using kernels::kCodebookWindow;
 
+// A code whose level is 0.
+constexpr std::uint32_t kFill = 16U << 6U;
+
 // One code a byte.
-std::vector<std::uint8_t> unpack(std::span<const std::uint8_t> packed, std::size_t code_bits) {
+std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
+                                       std::size_t code_bits) {
   const std::size_t per_byte = 8 / code_bits;
-  std::vector<std::uint8_t> codes(packed.size() * per_byte);
-  std::uint8_t* out = codes.data();
+  auto codes = std::make_unique_for_overwrite<std::uint8_t[]>(packed.size() * per_byte);
+  std::uint8_t* out = codes.get();
   if (code_bits == 4) {
     for (std::size_t i = 0; i < packed.size(); ++i) {
       out[2 * i] = packed[i] & 0xFU;
@@ -38,10 +43,87 @@ std::vector<std::uint8_t> unpack(std::span<const std::uint8_t> packed, std::size
 
 // The weights of one lane of a tile, and how far they are scheduled.
 struct Lane {
-  std::vector<std::uint32_t> positions;
-  std::vector<std::uint8_t> codes;
+  std::vector<std::uint32_t> items;  // column, and from bit 22 on the code
+  std::vector<std::uint32_t> sums;   // of the |levels| before each
   std::size_t next = 0, size = 0;
+
+  void fill(const CodebookRows::Row& row, const std::array<std::int32_t, 16>& magnitudes,
+            std::size_t padding) {
+    items.resize(row.codes.size() + padding);
+    sums.resize(row.codes.size() + padding + 1);
+    next = size = 0;
+    std::uint32_t sum = 0;
+    for (std::size_t i = 0; i < row.codes.size(); ++i) {
+      const std::uint8_t code = row.codes[i];
+      // Overwritten by the next one where the level is 0.
+      items[size] = row.positions[i] | std::uint32_t{code} << 22U;
+      sums[size] = sum;
+      sum += static_cast<std::uint32_t>(magnitudes[code]);
+      size += magnitudes[code] != 0;
+    }
+    // What follows the last one never fits.
+    sums[size] = sum;
+    std::fill_n(sums.begin() + static_cast<std::ptrdiff_t>(size) + 1, padding, UINT32_MAX);
+  }
+  std::uint32_t position() const noexcept { return items[next] & 0xFFFFU; }
+
+  // Writes the next weights that fit a group of G steps into the words of this lane. Free of
+  // branches: what does not fit is counted, not found.
+  template <std::size_t G>
+  void take(std::uint32_t start, std::uint16_t* words) noexcept {
+    const std::uint32_t* item = items.data() + next;
+    const std::uint32_t* sum = sums.data() + next;
+    const std::uint32_t limit = sum[0] + static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
+    std::array<std::uint32_t, 2 * G> fits;
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * G; ++i) {
+      fits[i] = static_cast<std::uint32_t>((item[i] & 0xFFFFU) - start < kCodebookWindow) &
+                static_cast<std::uint32_t>(sum[i + 1] <= limit);
+    }
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * G; ++i) {
+      const std::uint32_t word = ((item[i] & 0xFFFFU) - start) | item[i] >> 16U;
+      words[i / 2 * 2 * kCodebookTile + i % 2] =
+          static_cast<std::uint16_t>(kFill ^ ((word ^ kFill) & (0U - fits[i])));
+      next += fits[i];
+    }
+  }
 };
+
+// Words that grow in place of a vector: what is written is where it stays, aligned.
+struct Words {
+  AlignedBuffer<std::uint16_t> buffer;
+  std::size_t size = 0;
+
+  explicit Words(std::size_t capacity) : buffer(capacity) {}
+  std::uint16_t* append(std::size_t count) {
+    if (size + count > buffer.size()) {
+      AlignedBuffer<std::uint16_t> larger(buffer.size() + buffer.size() / 2 + count);
+      if (size != 0) std::memcpy(larger.data(), buffer.data(), size * sizeof(std::uint16_t));
+      buffer = std::move(larger);
+    }
+    std::uint16_t* begin = buffer.data() + size;
+    size += count;
+    return begin;
+  }
+};
+
+// Whether the tile fitted.
+template <std::size_t G>
+bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_words, Words& words,
+                std::vector<std::uint16_t>& starts) {
+  constexpr std::size_t kGroupWords = G * 2 * kCodebookTile;
+  for (;;) {
+    std::uint32_t start = UINT32_MAX;
+    for (const Lane& lane : lanes)
+      if (lane.next < lane.size) start = std::min(start, lane.position());
+    if (start == UINT32_MAX) return true;
+    if (words.size + kGroupWords > max_words) return false;
+    std::uint16_t* group = words.append(kGroupWords);
+    starts.push_back(static_cast<std::uint16_t>(start));
+    for (std::size_t l = 0; l < kCodebookTile; ++l) lanes[l].take<G>(start, group + 2 * l);
+  }
+}
 
 }  // namespace
 
@@ -75,7 +157,7 @@ CodebookRows::Row CodebookRows::row(std::size_t index) {
                  static_cast<std::uint32_t>(std::countr_zero(word));
     }
   }
-  return {std::span(codes_).subspan(begins_[index], size(index)),
+  return {std::span<const std::uint8_t>(codes_.get() + begins_[index], size(index)),
           std::span(positions_).first(size(index))};
 }
 
@@ -90,7 +172,6 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   SlicedCodebook sliced;
   // Sparser layers have fewer weights in a window; 4 steps take 8 of them.
   sliced.group_steps = coded * 7 >= rows * columns ? 4 : 2;
-  const std::size_t group_words = sliced.group_steps * 2 * kCodebookTile;
   const std::size_t per_lane = 2 * sliced.group_steps;
   std::array<std::int32_t, 16> magnitudes{};
   for (std::size_t i = 0; i < levels.size(); ++i) magnitudes[i] = std::abs(levels[i]);
@@ -101,55 +182,21 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
       sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows),
       [&](std::uint32_t a, std::uint32_t b) { return weights.size(a) > weights.size(b); });
 
-  constexpr std::uint16_t kFill = 16 << 6;
-  std::vector<std::uint16_t> words;
-  words.reserve(coded + coded / 4);
+  Words words(std::min(max_words, coded + coded / 6));
   std::array<Lane, kCodebookTile> lanes;
   sliced.tiles.push_back(0);
   for (std::size_t tile = 0; tile < sliced.rows.size(); tile += kCodebookTile) {
     for (std::size_t l = 0; l < kCodebookTile; ++l) {
-      Lane& lane = lanes[l];
-      lane.next = lane.size = 0;
       const std::uint32_t r = sliced.rows[tile + l];
-      if (r >= rows) continue;
-      const CodebookRows::Row row = weights.row(r);
-      lane.positions.resize(row.codes.size() + 1);
-      lane.codes.resize(row.codes.size());
-      for (std::size_t i = 0; i < row.codes.size(); ++i) {
-        // Overwritten by the next one where the level is 0.
-        lane.positions[lane.size] = row.positions[i];
-        lane.codes[lane.size] = row.codes[i];
-        lane.size += magnitudes[row.codes[i]] != 0;
-      }
-      lane.positions[lane.size] = UINT32_MAX;
+      lanes[l].fill(r < rows ? weights.row(r) : CodebookRows::Row{}, magnitudes, per_lane);
     }
-    for (;;) {
-      std::uint32_t start = UINT32_MAX;
-      for (std::size_t l = 0; l < kCodebookTile; ++l)
-        if (lanes[l].size != 0) start = std::min(start, lanes[l].positions[lanes[l].next]);
-      if (start == UINT32_MAX) break;
-      const std::size_t base = words.size();
-      if (base + group_words > max_words) return std::nullopt;
-      words.resize(base + group_words, kFill);
-      sliced.starts.push_back(static_cast<std::uint16_t>(start));
-      for (std::size_t l = 0; l < kCodebookTile; ++l) {
-        Lane& lane = lanes[l];
-        std::uint16_t* out = words.data() + base + 2 * l;
-        std::int32_t room = kernels::kCodebookGroupSum;
-        const std::size_t limit = std::min(lane.size, lane.next + per_lane);
-        for (std::size_t i = 0; lane.next < limit; ++i, ++lane.next) {
-          const std::uint32_t k = lane.positions[lane.next] - start;
-          const std::uint8_t code = lane.codes[lane.next];
-          room -= magnitudes[code];
-          if (k >= kCodebookWindow || room < 0) break;
-          out[i / 2 * 2 * kCodebookTile + i % 2] = static_cast<std::uint16_t>(k | code << 6U);
-        }
-      }
-    }
+    const bool fits = sliced.group_steps == 4
+                          ? slice_tile<4>(lanes, max_words, words, sliced.starts)
+                          : slice_tile<2>(lanes, max_words, words, sliced.starts);
+    if (!fits) return std::nullopt;
     sliced.tiles.push_back(static_cast<std::uint32_t>(sliced.starts.size()));
   }
-  sliced.entries = AlignedBuffer<std::uint16_t>(words.size());
-  if (!words.empty()) std::memcpy(sliced.entries.data(), words.data(), words.size() * 2);
+  sliced.entries = std::move(words.buffer);
   return sliced;
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -30,7 +31,7 @@ class CodebookRows {
  private:
   std::size_t columns_;
   std::span<const std::uint32_t> bitmap_;
-  std::vector<std::uint8_t> codes_;
+  std::unique_ptr<std::uint8_t[]> codes_;
   std::vector<std::size_t> begins_;  // [rows + 1] into codes_
   std::vector<std::uint32_t> positions_;
 };
@@ -38,7 +39,7 @@ class CodebookRows {
 // codebook_linear_i16_sliced (kernels/codebook_i16/codebook_i16.h).
 struct SlicedCodebook {
   std::size_t group_steps = 0;
-  AlignedBuffer<std::uint16_t> entries;
+  AlignedBuffer<std::uint16_t> entries;  // room for more than the groups
   std::vector<std::uint16_t> starts;
   std::vector<std::uint32_t> tiles, rows;
 
