@@ -168,6 +168,30 @@ OpVariant dense_op(ModelWriter& writer, const Weights& weights, const std::vecto
   return Linear{0, 1, writer.own_array<float>(values), writer.own_array<float>(bias)};
 }
 
+// Of the scales that give the largest value 14 bits or less the one with the smallest error, as the
+// converter chooses it.
+float best_scale(const Weights& weights) {
+  std::vector<double> counts(16);
+  for (const std::uint8_t code : weights.codes) counts[code] += 1.0;
+  float largest = 0.0F;
+  for (const float v : weights.values) largest = std::max(largest, std::fabs(v));
+  float best = 0.0F;
+  double smallest_error = INFINITY;
+  for (int level = 1; level <= 16383; ++level) {
+    const float scale = largest / static_cast<float>(level);
+    double error = 0.0;
+    for (std::size_t i = 0; i < weights.values.size(); ++i) {
+      const double v = weights.values[i];
+      const double miss = std::nearbyint(v / scale) * scale - v;
+      error += counts[i] * miss * miss;
+    }
+    if (error >= smallest_error) continue;
+    smallest_error = error;
+    best = scale;
+  }
+  return best;
+}
+
 OpVariant codebook_op(ModelWriter& writer, const Weights& weights, const std::vector<float>& bias,
                       bool integer) {
   const std::size_t outputs = bias.size();
@@ -195,9 +219,7 @@ OpVariant codebook_op(ModelWriter& writer, const Weights& weights, const std::ve
   op.codes = writer.own_array<std::uint8_t>(codes);
   op.bias = writer.own_array<float>(bias);
   if (integer) {
-    float largest = 0.0F;
-    for (const float v : weights.values) largest = std::max(largest, std::fabs(v));
-    op.level_scale = largest / 16383.0F;
+    op.level_scale = best_scale(weights);
     std::vector<std::int32_t> levels;
     for (const float v : weights.values)
       levels.push_back(static_cast<std::int32_t>(std::lround(v / op.level_scale)));

@@ -98,7 +98,7 @@ struct Words {
   explicit Words(std::size_t capacity) : buffer(capacity) {}
   std::uint16_t* append(std::size_t count) {
     if (size + count > buffer.size()) {
-      AlignedBuffer<std::uint16_t> larger(buffer.size() + buffer.size() / 2 + count);
+      AlignedBuffer<std::uint16_t> larger(buffer.size() + buffer.size() / 8 + count);
       if (size != 0) std::memcpy(larger.data(), buffer.data(), size * sizeof(std::uint16_t));
       buffer = std::move(larger);
     }
