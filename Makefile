@@ -88,6 +88,7 @@ tidy: build/.clang $(VENV)/.lint build-tidy ## Run clang-tidy over the core.
 bench: build-default $(VENV)/.package ## Time the C++ kernels and, in short, a model beside ONNX Runtime.
 	build/default/benchmarks/kernels/tac_kernel_bench
 	build/default/benchmarks/kernels/tac_float_bench
+	build/default/benchmarks/kernels/tac_codebook_bench
 	$(BIN)/python benchmarks/models/bench_models.py --quick --out build/bench_quick.json
 
 # LARQ_PYTHON is the interpreter of an environment with larq-compute-engine and tensorflow.

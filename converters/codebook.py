@@ -9,6 +9,9 @@ import numpy as np
 from .graph import Array
 
 MAX_CODES = 16
+MAX_LEVEL = 16383  # 14 bits: eight products with inputs of 15 bits mostly fit a sum of 32 bits
+_MAX_LEVEL_FEATURES = 65536
+_MIN_ZEROS = 0.5
 _KMEANS_ROUNDS = 100
 
 
@@ -44,6 +47,41 @@ def encode_codebook(weight: Array) -> Codebook | None:
         shifted = codes - (codes > zero[0]).astype(np.uint8)
         layouts.append(Codebook(bits, np.delete(distinct, zero[0]), mask, _pack(shifted[mask], bits)))
     return min(layouts, key=lambda layout: layout.nbytes, default=None)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Integers for the values of a codebook: value ~ level * scale. ``error`` is ``||w' - w|| / ||w||``."""
+
+    levels: Array  # int32
+    scale: float
+    error: float
+
+
+def integer_levels(book: Codebook, weight: Array) -> Levels | str:
+    """The levels of ``book``, the codebook of ``weight`` [O, K], or why its sums have to stay float.
+
+    The largest magnitude gets every level up to MAX_LEVEL in turn: the scale whose grid all values lie on wins, with
+    the smallest level, or else the one with the smallest error.
+    """
+    values, counts = np.unique(weight, return_counts=True)
+    largest = float(np.max(np.abs(values)))
+    if weight.shape[1] > _MAX_LEVEL_FEATURES:
+        return f"more than {_MAX_LEVEL_FEATURES} inputs"
+    if book.bitmap is not None and book.values.size == MAX_CODES:
+        return "16 values and zero"
+    if not MAX_LEVEL * np.finfo(np.float32).tiny < largest < np.inf:
+        return "no weight of a usual magnitude"
+    if np.mean(weight == 0.0) < _MIN_ZEROS:
+        return "less than half of the weights are zero"
+    scales = np.float32(largest / np.arange(1, MAX_LEVEL + 1)).astype(np.float64)[:, None]
+    wide = values.astype(np.float64)
+    squares = (np.rint(wide / scales) * scales - wide) ** 2 @ counts
+    errors = np.sqrt(squares / (wide**2 @ counts))
+    exact = np.flatnonzero(errors < 1e-7)
+    best = int(exact[0] if exact.size else np.argmin(errors))
+    scale = float(scales[best, 0])
+    return Levels(np.rint(book.values.astype(np.float64) / scale).astype(np.int32), scale, float(errors[best]))
 
 
 def _code_bits(count: int) -> int:

@@ -19,7 +19,7 @@ DEFAULT_SAMPLES = 64
 SEED = 0
 
 # A float may differ by this share of the largest magnitude of its tensor: float32 sums of a few thousand terms, added
-# up in another order, stay an order of magnitude below.
+# up in another order, stay an order of magnitude below, and codebook layers on 16-bit integers promise it.
 TOLERANCE = 1e-4
 
 # Samples run at a time while every intermediate tensor is kept.
@@ -57,7 +57,9 @@ class OutputReport:
 class LayerReport:
     """One tensor of the engine beside the ONNX tensor it stands for.
 
-    ``elements_differing``: flips of a low-bit tensor, or floats beyond the tolerance.
+    ``elements_differing``: flips of a low-bit tensor, or floats beyond the tolerance. ``arithmetic`` is that of the
+    sums where an op has more than one, "i16" or "f32"; ``error`` its largest error over the largest output, in the
+    samples where all layers in front agree.
     """
 
     op: str
@@ -67,6 +69,8 @@ class LayerReport:
     elements_differing: int
     max_abs_diff: float
     max_rel_diff: float
+    arithmetic: str = ""
+    error: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -77,8 +81,9 @@ class LayerReport:
 class VerifyReport:
     """``rounding_flips``: samples whose first difference is a quantizer of floats.
 
-    All layers in front of it agree within the tolerance, so one float sum, added up in another order, fell on the other
-    side of a threshold. What follows is another path of the same network; such samples are counted, not judged.
+    All layers in front of it agree within the tolerance, so one float sum, added up in another order or made of 16-bit
+    inputs, fell on the other side of a threshold. What follows is another path of the same network; such samples are
+    counted, not judged.
     """
 
     onnx: str
@@ -130,7 +135,14 @@ class VerifyReport:
         if self.rounding_flips:
             lines.append(
                 f"  in {self.rounding_flips} of {self.samples} samples a float sum fell on the other side"
-                " of a threshold (summation order); the others decide"
+                " of a threshold (summation order, 16-bit inputs); the others decide"
+            )
+        rounded = [layer for layer in self.layers if layer.arithmetic == "i16"]
+        if rounded:
+            worst = max(rounded, key=lambda layer: layer.error)
+            lines.append(
+                f"  codebook layers on 16-bit integers: {len(rounded)}, largest error {worst.error:.2g} of the largest"
+                f" output, in '{worst.op}'"
             )
         first = self.first_divergence
         low_bit = [layer for layer in self.layers if layer.low_bit]
@@ -233,7 +245,10 @@ def compare(
                 continue  # a tensor that folding made, or a view of the one before
             low_bit = bool(entry.get("low_bit", _is_integral(mine)))
             totals = layers.setdefault(index, _Totals())
-            differs = totals.add_layer(original, _as_onnx(mine, entry, original.shape), low_bit)
+            found_here = _as_onnx(mine, entry, original.shape)
+            differs = totals.add_layer(original, found_here, low_bit)
+            if "arithmetic" in entry:
+                totals.add_undisturbed(original[agreeing], found_here[agreeing])
             if entry.get("kind") == "quantize":
                 judged &= ~(agreeing & differs)
             agreeing &= ~differs
@@ -287,6 +302,8 @@ class _Totals:
         self.rows: int | None = None
         self.exact = True
         self.judged_diff = 0.0
+        self.own_diff = 0.0
+        self.own_magnitude = 0.0
 
     def add_output(self, expected: Array, found: Array, judged: Array) -> None:
         if expected.shape != found.shape:
@@ -321,6 +338,12 @@ class _Totals:
         in_sample: Array = np.any(np.reshape(differs, (len(differs), -1)), axis=1)
         return in_sample
 
+    def add_undisturbed(self, expected: Array, found: Array) -> None:
+        """Samples of a layer whose inputs agree."""
+        difference = np.where(expected == found, 0.0, np.abs(expected.astype(np.float64) - found))
+        self.own_diff = max(self.own_diff, float(np.max(difference, initial=0.0)))
+        self.own_magnitude = max(self.own_magnitude, float(np.max(np.abs(expected), initial=0.0)))
+
     def _add_difference(self, expected: Array, found: Array) -> float:
         a, b = np.asarray(expected, np.float64), np.asarray(found, np.float64)
         # Equal infinities do not differ.
@@ -347,6 +370,8 @@ class _Totals:
             self.differing,
             self.max_diff,
             self._relative(),
+            str(entry.get("arithmetic", "")),
+            self.own_diff / self.own_magnitude if self.own_magnitude else self.own_diff,
         )
 
 

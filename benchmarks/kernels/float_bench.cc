@@ -1,4 +1,4 @@
-// Times the float and codebook kernels on the shapes of real networks. One thread. Every answer is
+// Times the float kernels on the shapes of real networks. One thread. Every answer is
 // checked against the plain double-precision loops before it is timed; a wrong answer ends the run.
 // Weights are warm: as much of them as the caches hold is there from the repetition before.
 //
@@ -246,74 +246,37 @@ class Bench {
     const double macs = static_cast<double>(batch * inputs * outputs);
     const std::string shape = std::to_string(inputs) + " -> " + std::to_string(outputs) +
                               " batch " + std::to_string(batch);
-    const std::string names[] = {"linear_f32 " + shape, "codebook_linear_f32 " + shape,
-                                 "codebook_linear_f32 masked " + shape};
-    if (std::all_of(std::begin(names), std::end(names),
-                    [&](const std::string& n) { return skipped(n, macs); }))
-      return;
-    // 4-bit weights, three quarters of them zero, in all three.
-    const std::vector<float> values = random_values(16, 4);
-    Aligned table(16);
-    std::copy(values.begin(), values.end(), table.data());
-    table.data()[0] = 0.0F;
-    std::mt19937 engine(5);
+    const std::string name = "linear_f32 " + shape;
+    if (skipped(name, macs)) return;
     const std::size_t n_blocks = (outputs + 15) / 16;
-    const std::size_t k_padded = (inputs + 127) / 128 * 128;
+    const std::vector<float> w = random_values(outputs * inputs, 4);
     Aligned packed(n_blocks * inputs * 16);
-    Aligned code_floats(outputs * k_padded / 8);
-    std::vector<std::uint32_t> code_words(outputs * k_padded / 8);
-    std::vector<std::uint32_t> mask(outputs * k_padded / 32);
-    std::vector<float> checked_weights;
-    const std::size_t n_checked = std::min<std::size_t>(outputs, 64);
     for (std::size_t o = 0; o < outputs; ++o) {
-      for (std::size_t k = 0; k < inputs; ++k) {
-        const std::uint32_t r = engine();
-        const std::uint32_t code = (r & 3U) != 0 ? 0 : r >> 2U & 15U;
-        packed.data()[(o / 16 * inputs + k) * 16 + o % 16] = table.data()[code];
-        code_words[(o * k_padded + k / 128 * 128) / 8 + k % 16] |= code << (4 * (k % 128 / 16));
-        if (code != 0) mask[(o * k_padded + k) / 32] |= 1U << (k % 32);
-        if (o < n_checked) checked_weights.push_back(table.data()[code]);
-      }
+      for (std::size_t k = 0; k < inputs; ++k)
+        packed.data()[(o / 16 * inputs + k) * 16 + o % 16] = w[o * inputs + k];
     }
-    std::memcpy(code_floats.data(), code_words.data(), code_words.size() * 4);
-    std::vector<float> bias = random_values(n_blocks * 16, 6);
+    const std::size_t n_checked = std::min<std::size_t>(outputs, 64);
+    const std::vector<float> bias = random_values(n_blocks * 16, 6);
     const std::vector<float> x = random_values(batch * inputs, 7);
     const std::vector<reference::Sum> expected =
-        reference::linear(batch, inputs, n_checked, checked_weights, bias, x);
+        reference::linear(batch, inputs, n_checked, w, bias, x);
     std::vector<float> y(batch * outputs);
-    const auto add = [&](const std::string& name, std::string_view kernel, double bytes,
-                         const std::function<void()>& call) {
-      if (skipped(name, macs)) return;
-      std::fill(y.begin(), y.end(), NAN);
-      call();
-      for (std::size_t n = 0; n < batch; ++n) {
-        for (std::size_t o = 0; o < n_checked; ++o)
-          require_close(name, expected[n * n_checked + o], y[n * outputs + o], inputs);
-      }
-      measurements_.push_back(measure(name, backend_of(kernel), macs, bytes, budget_ms(), call));
-    };
-    const kernels::LinearParams dense{.in_features = inputs,
-                                      .out_features = outputs,
-                                      .weights = packed.data(),
-                                      .bias = bias.data()};
-    add(names[0], "linear_f32", 4.0 * static_cast<double>(inputs * outputs), [&] {
-      selection_.kernels.linear_f32(dense, x.data(), batch, inputs, 0, n_blocks, y.data(), outputs);
-    });
-    kernels::CodebookLinearParams coded{
-        .in_features = inputs,
-        .k_padded = k_padded,
-        .codes = reinterpret_cast<const std::uint8_t*>(code_floats.data()),
-        .mask = nullptr,
-        .table = table.data(),
-        .bias = bias.data()};
-    const double code_bytes = static_cast<double>(outputs * k_padded / 2);
+    const kernels::LinearParams params{.in_features = inputs,
+                                       .out_features = outputs,
+                                       .weights = packed.data(),
+                                       .bias = bias.data()};
     const auto call = [&] {
-      selection_.kernels.codebook_linear_f32(coded, x.data(), batch, inputs, 0, outputs, y.data(),
-                                             outputs);
+      selection_.kernels.linear_f32(params, x.data(), batch, inputs, 0, n_blocks, y.data(),
+                                    outputs);
     };
-    add(names[1], "codebook_linear_f32", code_bytes, call);
-    coded.mask = mask.data();
-    add(names[2], "codebook_linear_f32", code_bytes * 1.25, call);
+    call();
+    for (std::size_t n = 0; n < batch; ++n) {
+      for (std::size_t o = 0; o < n_checked; ++o)
+        require_close(name, expected[n * n_checked + o], y[n * outputs + o], inputs);
+    }
+    measurements_.push_back(measure(name, backend_of("linear_f32"), macs,
+                                    4.0 * static_cast<double>(inputs * outputs), budget_ms(),
+                                    call));
   }
 
   void report() const {

@@ -75,12 +75,14 @@ class Emitter:
         origin: str = "",
         helper: bool = False,
         map_dims: tuple[int, int, int] | None = None,
+        arithmetic: str = "",
     ) -> int:
         """Adds an op and its output tensor.
 
         ``holds`` is the ONNX tensor that the output equals, if any, stored in ``layout`` ("flat": of ``map_dims``). A
         ``helper`` op only prepares or hands on what the
-        node's own op computes; it does not take the node's name.
+        node's own op computes; it does not take the node's name. ``arithmetic`` is that of the sums, where an op has
+        more than one.
         """
         tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
         spec = None if encoding is None else encoding.spec()
@@ -88,7 +90,7 @@ class Emitter:
         name = self.unique((node.name or node.output) + (f"/{kind}" if helper else ""))
         self.writer.add_op(kind, {**fields, "output": tensor}, name, origin or f"{node.op} {node.name}")
         if holds:
-            layer = {
+            layer: dict[str, Any] = {
                 "op": name,
                 "kind": kind,
                 "tensor": tensor_name,
@@ -96,7 +98,11 @@ class Emitter:
                 "layout": layout,
                 "low_bit": dtype == "bits",
             }
-            self.layers.append(layer if map_dims is None else {**layer, "map_dims": list(map_dims)})
+            if map_dims is not None:
+                layer["map_dims"] = list(map_dims)
+            if arithmetic:
+                layer["arithmetic"] = arithmetic
+            self.layers.append(layer)
         return tensor
 
     def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:

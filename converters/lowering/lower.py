@@ -19,8 +19,11 @@ Rule = Callable[["Lowering", Node], Stored]
 class Lowering:
     """State of one lowering. ``floats`` and ``bits`` map ONNX tensors to what holds them."""
 
-    def __init__(self, analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool]) -> None:
+    def __init__(
+        self, analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool], fc_precision: str
+    ) -> None:
         self.analysis = analysis
+        self.fc_precision = fc_precision
         self.graph = analysis.graph
         self.emit = Emitter(analysis.graph)
         self.floats: dict[str, Stored] = {}
@@ -126,9 +129,9 @@ def static_dims(shape: Shape) -> tuple[int, ...]:
     return tuple(dim for dim in dims if isinstance(dim, int))
 
 
-def lower(analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool]) -> Emitter:
+def lower(analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool], fc_precision: str) -> Emitter:
     """Builds the model of ``analysis``. Raises UnsupportedModelError with every offender."""
-    lowering = Lowering(analysis, luts, channels_first)
+    lowering = Lowering(analysis, luts, channels_first, fc_precision)
     lowering.run()
     lowering.emit.writer.set_metadata(lowering.emit.metadata())
     return lowering.emit

@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import _core
 from ..analysis import MacWeights, mac_weights
-from ..codebook import encode_codebook
+from ..codebook import encode_codebook, integer_levels
 from ..graph import Node
 from .emitter import NotLowered, Stored, feature_order
 from .integer import window_fields
@@ -65,14 +65,20 @@ def linear(lowering: Lowering, node: Node) -> Stored:
         tensor = emit.op("linear", node, fields, dims, holds=node.output)
         emit.row(node, "linear", "float linear", dims, "32 x 32", before, weight.nbytes + constant.bias.nbytes, reason)
         return Stored(tensor, dims)
-    fields |= {"code_bits": book.code_bits, "codebook": book.values, "codes": book.codes}
+    fields |= {"code_bits": book.code_bits, "codebook": book.values, "codes": book.codes, "level_scale": 0.0}
     if book.bitmap is not None:
         fields["bitmap"] = np.asarray(_core.pack_bits(book.bitmap.astype(np.uint8))).ravel()
-    tensor = emit.op("codebook_linear", node, fields, dims, holds=node.output)
+    levels = integer_levels(book, weight) if lowering.fc_precision == "i16" else "asked for"
+    if isinstance(levels, str):
+        arithmetic, bits, sums = "f32", 32, f"weights exact, float32 sums: {levels}"
+    else:
+        arithmetic, bits, sums = "i16", 16, f"16-bit sums, weights within {levels.error:.1g}"
+        fields |= {"levels": levels.levels, "level_scale": levels.scale}
+    tensor = emit.op("codebook_linear", node, fields, dims, holds=node.output, arithmetic=arithmetic)
     zeros = float(np.mean(weight == 0.0))
-    note = f"{np.unique(weight).size} values, {zeros:.0%} zeros, exact"
+    note = f"{np.unique(weight).size} values, {zeros:.0%} zeros, {sums}"
     after = book.nbytes + constant.bias.nbytes
-    emit.row(node, "codebook_linear", "codebook linear", dims, f"{book.code_bits} x 32", before, after, note)
+    emit.row(node, "codebook_linear", "codebook linear", dims, f"{book.code_bits} x {bits}", before, after, note)
     return Stored(tensor, dims)
 
 

@@ -51,6 +51,7 @@ CpuFeatures detect_cpu_features() noexcept {
   add(zmm, leaf7.b, 30, kAvx512BW);
   add(zmm, leaf7.b, 31, kAvx512VL);
   add(zmm, leaf7.c, 14, kAvx512Vpopcntdq);
+  add(zmm, leaf7.c, 11, kAvx512Vnni);
   return features;
 }
 

@@ -16,6 +16,7 @@ enum CpuFeature : CpuFeatures {
   kAvx512DQ = 1U << 5,
   kAvx512VL = 1U << 6,
   kAvx512Vpopcntdq = 1U << 7,
+  kAvx512Vnni = 1U << 8,
 };
 
 // Features of this machine whose registers the OS saves (cpuid and xgetbv). 0 on CPUs other than

@@ -151,13 +151,16 @@ struct BitPool {
   }
 };
 
-// y[o] = sum over k of codebook[code(o, k)] * x[k] + bias[o]; kF32 [..., K] -> kF32 [..., O], sums
-// in float32.
+// y[o] = sum over k of codebook[code(o, k)] * x[k] + bias[o]; kF32 [..., K] -> kF32 [..., O].
 //   bitmap: empty: every position has a code. Otherwise [O][ceil(K / 32)] words, bit k % 32 of word
 //     k / 32 set where the weight is not zero; only those have a code.
 //   codes: code_bits (1, 2 or 4) each, little end first within a byte, row after row without gaps;
 //     the last byte is padded with 0.
 //   codebook: at most 2^code_bits values; with a bitmap none of them is 0.
+//   levels: empty: sums in float32. Otherwise an integer for each codebook value, which is level *
+//     level_scale up to half a level_scale; x is rounded to 16 bits (kernels/codebook_i16 has the
+//     rule) and the sum is that of integers, exact, and scaled once. |level| <= 32767, K <= 65536,
+//     and a bitmap leaves one of the 16 codes free.
 struct CodebookLinear {
   TensorId input = 0, output = 0;
   std::int64_t code_bits = 4;
@@ -165,6 +168,8 @@ struct CodebookLinear {
   BlobOf<std::uint32_t> bitmap;
   BlobOf<std::uint8_t> codes;
   BlobOf<float> bias;  // [O]
+  BlobOf<std::int32_t> levels;
+  float level_scale = 0.0F;
 
   template <class V>
   void fields(V& v) {
@@ -175,6 +180,8 @@ struct CodebookLinear {
     v("bitmap", bitmap);
     v("codes", codes);
     v("bias", bias);
+    v("levels", levels);
+    v("level_scale", level_scale);
   }
 };
 

@@ -24,6 +24,8 @@ constexpr std::size_t kMaxRank = 8;
 constexpr std::int64_t kMaxWindow = 1 << 16;
 constexpr std::int64_t kMaxAccumulator = std::int64_t{1} << 30;
 constexpr std::int64_t kMaxLevel = 1 << 15;
+constexpr std::int64_t kMaxLevelFeatures = 1 << 16;
+constexpr std::int32_t kMaxInt16 = 32767;
 
 std::string text(const Dims& dims) {
   std::string out = "[";
@@ -549,6 +551,30 @@ class Validator {
     const std::int64_t used = coded * op.code_bits % 8;
     require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0,
             "codes have bits behind their end");
+    check_levels(op, features);
+  }
+
+  void check_levels(const CodebookLinear& op, std::int64_t features) const {
+    if (op.levels.size() == 0) {
+      require(op.level_scale == 0.0F, "a level_scale without levels");
+      return;
+    }
+    require_size(op.levels, static_cast<std::int64_t>(op.codebook.size()), "levels");
+    require(std::isfinite(op.level_scale) && op.level_scale > 0.0F,
+            "level_scale must be positive and finite");
+    require(features <= kMaxLevelFeatures,
+            std::to_string(features) + " inputs, layers with levels have at most 65536");
+    require(op.bitmap.size() == 0 || op.codebook.size() < 16,
+            "levels of 16 values behind a bitmap leave no code for zero");
+    for (std::size_t i = 0; i < op.levels.size(); ++i) {
+      const std::int32_t level = op.levels.data()[i];
+      require(level >= -kMaxInt16 && level <= kMaxInt16,
+              "level " + std::to_string(level) + " exceeds 32767");
+      // The half, and what rounding the scale to float32 may add.
+      const double scale = op.level_scale;
+      require(std::fabs(op.codebook.data()[i] - level * scale) <= 0.51 * scale,
+              "level " + std::to_string(level) + " is not that of its codebook value");
+    }
   }
 
   void check_linear(const Tensor& in, const Tensor& out) const {

@@ -5,6 +5,7 @@
 
 #include "kernels/bconv/bconv.h"
 #include "kernels/bit_pool/bit_pool.h"
+#include "kernels/codebook_i16/codebook_i16.h"
 #include "kernels/codebook_linear/codebook_linear.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/elementwise/elementwise.h"

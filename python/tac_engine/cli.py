@@ -150,6 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="cluster the others into a codebook, 1 to 4 bits",
     )
     convert.add_argument(
+        "--fc-precision",
+        choices=("i16", "f32"),
+        default="i16",
+        help="sums of codebook layers: inputs of 16 bits and exact integers (default), or float32",
+    )
+    convert.add_argument(
         "--input-shape",
         type=named_shape,
         action="append",
@@ -238,6 +244,7 @@ def _convert(args: argparse.Namespace) -> int:
             input_layout=args.input_layout,
             fc_prune=args.fc_prune,
             fc_bits=args.fc_bits,
+            fc_precision=args.fc_precision,
             input_shapes=dict(args.input_shape) if args.input_shape else None,
             progress=progress,
         )
@@ -276,7 +283,9 @@ def _bits(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> str:
     if op["kind"] == "binary_conv":
         planes = tensors[op["fields"]["input"]]["encoding"]["planes"]
         return f"{len(op['fields']['w_coefs'])} x {planes}"
-    return f"{op['fields']['code_bits']} x 32" if op["kind"] == "codebook_linear" else ""
+    if op["kind"] == "codebook_linear":
+        return f"{op['fields']['code_bits']} x {16 if op['fields']['levels']['bytes'] else 32}"
+    return ""
 
 
 def _dims(tensor: Mapping[str, Any]) -> str:

@@ -79,13 +79,19 @@ def convert(model: onnx.ModelProto, folder: Path, **options: Any) -> tuple[Conve
 
 
 def check(
-    model: onnx.ModelProto, folder: Path, x: Array, *, tolerance: float = 0.0, backends: tuple[str, ...] | None = None
+    model: onnx.ModelProto,
+    folder: Path,
+    x: Array,
+    *,
+    tolerance: float = 0.0,
+    backends: tuple[str, ...] | None = None,
+    **options: Any,
 ) -> ConversionReport:
     """Converts, runs on every backend and compares with the reference evaluation of the ONNX file.
 
     ``tolerance`` is relative to the largest output; 0 asks for equality.
     """
-    report, target = convert(model, folder)
+    report, target = convert(model, folder, **options)
     reference = ReferenceModel(model).run({"x": x})
     for backend in backends or tac_engine.backends()["runnable"]:
         engine = tac_engine.load(target, backend=backend)

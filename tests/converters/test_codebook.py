@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tac_engine.converters.codebook import Codebook, compress, encode_codebook
+from tac_engine.converters.codebook import MAX_LEVEL, Codebook, Levels, compress, encode_codebook, integer_levels
 
 
 def decode(book: Codebook, shape: tuple[int, int]) -> np.ndarray:
@@ -65,3 +65,35 @@ def test_compress_prunes_clusters_and_says_its_error() -> None:
     grid = np.linspace(survivors.min(), survivors.max(), 15)
     uniform = grid[np.argmin(np.abs(survivors[:, None] - grid), axis=1)]
     assert np.linalg.norm(result.weight[result.weight != 0] - survivors) < np.linalg.norm(uniform - survivors)
+
+
+def levels_of(weight: np.ndarray) -> tuple[Codebook, Levels]:
+    book = encode_codebook(weight)
+    assert book is not None
+    levels = integer_levels(book, weight)
+    assert isinstance(levels, Levels)
+    return book, levels
+
+
+def test_values_that_lie_on_a_grid_get_its_smallest_levels() -> None:
+    weight = np.array([[0, 0.25, -0.75, 0], [0, 0, 0.5, 0]], np.float32)
+    book, levels = levels_of(weight)
+    assert dict(zip(book.values.tolist(), levels.levels.tolist(), strict=True)) | {0.0: 0} == {
+        -0.75: -3,
+        0.0: 0,
+        0.25: 1,
+        0.5: 2,
+    }
+    assert (levels.scale, levels.error) == (0.25, 0.0)
+
+
+def test_levels_of_clustered_weights_are_close() -> None:
+    weight = compress(np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32), 0.75, 4).weight
+    book, levels = levels_of(weight)
+    assert np.max(np.abs(levels.levels)) <= MAX_LEVEL
+    rounded = np.zeros_like(weight, np.float64)
+    for value, level in zip(book.values, levels.levels, strict=True):
+        rounded[weight == value] = level * levels.scale
+    error = np.linalg.norm(rounded - weight) / np.linalg.norm(weight)
+    assert levels.error == pytest.approx(error, rel=1e-6)
+    assert error < 4e-5

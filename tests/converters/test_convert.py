@@ -8,6 +8,7 @@ import onnx
 import pytest
 from nets import Array, Net, check, convert, kinds, save
 from onnx import helper
+from tac_engine.converters.verify import verify
 
 import tac_engine
 from tac_engine import InvalidInputError, UnsupportedModelError
@@ -403,6 +404,62 @@ def test_few_valued_weights_become_an_exact_codebook(values: int, tmp_path: Path
     assert kinds(report) == ["codebook linear"]
 
 
+def pruned(net: Net, features: int, outputs: int, values: int = 15, zeros: float = 0.75) -> Array:
+    weight = net.rng.choice(net.rng.normal(size=values).astype(np.float32), (outputs, features))
+    weight[net.rng.random(weight.shape) < zeros] = 0.0
+    return weight
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("i16", 1e-4), ("f32", 1e-6)])
+def test_pruned_codebooks_keep_the_accuracy_that_their_arithmetic_promises(
+    precision: str, tolerance: float, tmp_path: Path
+) -> None:
+    net = Net(("N", 900), seed=5)
+    output = net.op("Gemm", "x", net.constant(pruned(net, 900, 70)), net.constant(np.arange(70)), transB=1)
+    x = image(net, 9)
+    report = check(net.model(output), tmp_path, x, tolerance=tolerance, fc_precision=precision)
+    row = report.layers[0]
+    assert (row.kind, row.bits) == ("codebook linear", "4 x 16" if precision == "i16" else "4 x 32")
+    assert ("16-bit sums" if precision == "i16" else "float32 sums") in row.reason
+    result = verify(tmp_path / "model.onnx", tmp_path / "model.tacbin", x)
+    assert result.ok
+    assert [layer.arithmetic for layer in result.layers] == [precision]
+    assert 0.0 < result.layers[0].error == result.layers[0].max_rel_diff <= tolerance
+    assert ("codebook layers on 16-bit integers: 1, largest error" in str(result)) == (precision == "i16")
+
+
+def test_sums_of_16_bits_are_the_same_on_every_backend_in_every_batch(tmp_path: Path) -> None:
+    net = Net(("N", 300), seed=6)
+    _, target = convert(net.model(net.op("MatMul", "x", net.constant(pruned(net, 300, 40).T))), tmp_path)
+    x = image(net, 11)
+    x[3] = 0.0
+    x[4] = np.sign(x[4])
+    results = []
+    for backend in tac_engine.backends()["runnable"]:
+        for threads in (1, 2):
+            engine = tac_engine.load(target, backend=backend, threads=threads)
+            results.append(engine.run(x))
+            results.append(np.concatenate([engine.run(row[None]) for row in x]))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "zeros", "reason"),
+    [
+        (15, 0.3, "less than half of the weights are zero"),
+        (16, 0.75, "16 values and zero"),
+        (3, 1.1, "usual magnitude"),
+    ],
+)
+def test_layers_that_16_bits_do_not_fit_keep_float_sums(values: int, zeros: float, reason: str, tmp_path: Path) -> None:
+    net = Net(("N", 200), seed=7)
+    output = net.op("Gemm", "x", net.constant(pruned(net, 200, 30, values, zeros)), transB=1)
+    report = check(net.model(output), tmp_path, image(net), tolerance=1e-6)
+    assert report.layers[0].bits.endswith("x 32")
+    assert reason in report.layers[0].reason
+
+
 def test_float_weights_stay_exact_unless_compression_is_asked_for(tmp_path: Path) -> None:
     net = Net(("N", 128), seed=1)
     output = net.op("Gemm", "x", net.constant(net.rng.normal(size=(64, 128))), transB=1)
@@ -415,7 +472,9 @@ def test_float_weights_stay_exact_unless_compression_is_asked_for(tmp_path: Path
     assert report.layers[0].bytes_after < 128 * 64 * 2.1 / 8 + 64 * 4 + 64
 
 
-@pytest.mark.parametrize("option", [{"fc_prune": 1.0}, {"fc_prune": -0.1}, {"fc_bits": 5}, {"input_layout": "CHWN"}])
+@pytest.mark.parametrize(
+    "option", [{"fc_prune": 1.0}, {"fc_prune": -0.1}, {"fc_bits": 5}, {"fc_precision": "i8"}, {"input_layout": "CHWN"}]
+)
 def test_bad_options_are_refused(option: dict[str, Any], tmp_path: Path) -> None:
     net = Net(("N", 4))
     with pytest.raises(tac_engine.InvalidInputError, match=next(iter(option))):

@@ -1,6 +1,7 @@
 #include "kernels/codebook_linear/codebook_linear.h"
 
-#include <numeric>
+#include <cmath>
+#include <vector>
 
 #include "backends_under_test.h"
 #include "float_testing.h"
@@ -15,49 +16,72 @@ struct Case {
   std::size_t batch, inputs, outputs;
   bool masked = false;
   std::size_t gap = 0, offset = 0;
-  std::size_t row_begin = 0, row_end = SIZE_MAX;
+  std::size_t block_begin = 0, block_end = SIZE_MAX;
+  std::size_t zeros_in_8 = 3;  // inputs of 0, of 8
 };
 
-// Weights, codes and mask of one layer. Padding codes point at the last table entry, which is
-// infinite and used by no weight.
+std::size_t nibbles_of(std::size_t outputs) {
+  return outputs > 64 ? 8 : outputs > 32 ? 4 : outputs > 16 ? 2 : 1;
+}
+
+// Weights, codes and mask of one layer. Codes that no output has point at the last table entry,
+// which no weight has.
 struct Layer {
   Layer(const Case& c, Data data, test::Random& random)
-      : k_padded((c.inputs + kCodebookKAlign - 1) / kCodebookKAlign * kCodebookKAlign),
-        codes(c.outputs * k_padded / 8),
-        mask(c.masked ? c.outputs * k_padded / 32 : 0),
+      : n_blocks((c.outputs + 127) / 128),
+        last_nibbles(nibbles_of(c.outputs - (n_blocks - 1) * 128)),
+        codes(code_bytes(c)),
+        mask(c.masked ? n_blocks * c.inputs * 16 : 0),
+        padded(codes.size() + kCodebookOverRead),
         table(16),
-        bias(c.outputs),
+        bias((c.outputs + 15) / 16 * 16),
         weights(c.outputs * c.inputs) {
     for (std::size_t i = 0; i < 15; ++i) table[i] = random.value(data);
-    table[15] = INFINITY;
-    std::fill_n(codes.data(), codes.size(), 0xFFFFFFFFU);
-    std::fill_n(mask.data(), mask.size(), 0xFFFFFFFFU);
+    table[15] = 1e30F;
+    std::fill_n(codes.data(), codes.size(), std::uint8_t{0xFF});
+    std::fill_n(mask.data(), mask.size(), std::uint8_t{0xFF});
+    for (std::size_t o = 0; o < bias.size(); ++o) bias[o] = random.value(data);
     for (std::size_t o = 0; o < c.outputs; ++o) {
-      bias[o] = random.value(data);
+      const std::size_t block = o / 128;
+      const std::size_t nibbles = block + 1 == n_blocks ? last_nibbles : 8;
       for (std::size_t k = 0; k < c.inputs; ++k) {
-        // Masked positions may hold any code, that of infinity too.
+        // Masked positions may hold any code, that of 1e30 too.
         const bool zero = c.masked && random.below(3) == 0;
-        const std::uint32_t code = static_cast<std::uint32_t>(random.below(zero ? 16 : 15));
+        const std::size_t code = random.below(zero ? 16 : 15);
         weights[o * c.inputs + k] = zero ? 0.0F : table[code];
-        const std::size_t run = k / 128;
-        const std::size_t nibble = k % 128 / 16;
-        std::uint32_t& dword = codes[(o * k_padded / 128 + run) * 16 + k % 16];
-        dword = (dword & ~(0xFU << (4 * nibble))) | code << (4 * nibble);
-        if (zero) mask[(o * k_padded + k) / 32] &= ~(1U << (k % 32));
+        const std::size_t inputs_in_dword = 8 / nibbles;
+        const std::size_t nibble = k % inputs_in_dword * nibbles + o % 128 / 16;
+        std::uint8_t& byte =
+            codes[block * c.inputs * 64 + k / inputs_in_dword * 64 + o % 16 * 4 + nibble / 2];
+        const std::size_t shift = nibble % 2 * 4;
+        byte = static_cast<std::uint8_t>((byte & ~(0xFU << shift)) | code << shift);
+        if (zero) {
+          std::uint8_t& bits = mask[(block * c.inputs + k) * 16 + o % 128 / 8];
+          bits = static_cast<std::uint8_t>(bits & ~(1U << (o % 8)));
+        }
       }
     }
   }
+  std::size_t code_bytes(const Case& c) const {
+    const std::size_t per_dword = 8 / last_nibbles;
+    return (n_blocks - 1) * c.inputs * 64 + (c.inputs + per_dword - 1) / per_dword * 64;
+  }
+  // The codes in a buffer that ends with what may be read behind them.
   CodebookLinearParams params(const Case& c) {
+    std::copy(codes.begin(), codes.end(), padded.data());
     return {.in_features = c.inputs,
-            .k_padded = k_padded,
-            .codes = reinterpret_cast<const std::uint8_t*>(codes.data()),
+            .out_features = c.outputs,
+            .codes = padded.data(),
             .mask = c.masked ? mask.data() : nullptr,
             .table = table.data(),
-            .bias = bias.data()};
+            .bias = bias.data(),
+            .skip_zeros = true};
   }
 
-  std::size_t k_padded;
-  GuardedBuffer<std::uint32_t> codes, mask;
+  std::size_t n_blocks, last_nibbles;
+  std::vector<std::uint8_t> codes;
+  GuardedBuffer<std::uint8_t> mask;
+  GuardedBuffer<std::uint8_t> padded;
   GuardedBuffer<float> table, bias;
   std::vector<float> weights;
 };
@@ -68,7 +92,10 @@ void check(const KernelTable& kernels, const Case& c, Data data) {
                                   << (data == Data::kWhole ? " whole" : " real"));
   test::Random random(static_cast<std::uint32_t>(c.inputs * 131 + c.outputs * 7 + c.batch));
   Layer layer(c, data, random);
-  const std::vector<float> x = random.values(c.batch * c.inputs, data);
+  std::vector<float> x = random.values(c.batch * c.inputs, data);
+  for (float& v : x) {
+    if (random.below(8) < c.zeros_in_8) v = 0.0F;
+  }
   const std::size_t x_stride = c.inputs + c.gap;
   const std::size_t y_stride = c.outputs + c.gap;
   GuardedBuffer<float> xs(c.batch == 0 ? 0 : (c.batch - 1) * x_stride + c.inputs, c.offset);
@@ -78,8 +105,11 @@ void check(const KernelTable& kernels, const Case& c, Data data) {
   for (std::size_t n = 0; n < c.batch; ++n) {
     for (std::size_t k = 0; k < c.inputs; ++k) xs[n * x_stride + k] = x[n * c.inputs + k];
   }
-  const std::size_t row_end = std::min(c.row_end, c.outputs);
-  kernels.codebook_linear_f32(layer.params(c), xs.data(), c.batch, x_stride, c.row_begin, row_end,
+  const std::size_t block_end = std::min(c.block_end, layer.n_blocks);
+  const std::size_t row_begin = c.block_begin * kCodebookBlock;
+  const std::size_t row_end = std::min(block_end * kCodebookBlock, c.outputs);
+  const CodebookLinearParams params = layer.params(c);
+  kernels.codebook_linear_f32(params, xs.data(), c.batch, x_stride, c.block_begin, block_end,
                               ys.data(), y_stride);
 
   const std::vector<float> bias(layer.bias.data(), layer.bias.data() + c.outputs);
@@ -87,7 +117,7 @@ void check(const KernelTable& kernels, const Case& c, Data data) {
       reference::linear(c.batch, c.inputs, c.outputs, layer.weights, bias, x);
   for (std::size_t i = 0; i < ys.size(); ++i) {
     const std::size_t o = i % y_stride;
-    if (o >= c.row_begin && o < row_end) {
+    if (o >= row_begin && o < row_end) {
       test::expect_sum(expected[i / y_stride * c.outputs + o], ys[i], c.inputs, data);
     } else {
       EXPECT_EQ(ys[i], test::kUntouched) << "written at output " << o;
@@ -95,6 +125,14 @@ void check(const KernelTable& kernels, const Case& c, Data data) {
     if (testing::Test::HasFailure()) return;
   }
   EXPECT_TRUE(ys.intact());
+  // The same bits for each sample alone.
+  for (std::size_t n = 0; n < c.batch; ++n) {
+    std::vector<float> alone(c.outputs);
+    kernels.codebook_linear_f32(params, xs.data() + n * x_stride, 1, x_stride, c.block_begin,
+                                block_end, alone.data(), c.outputs);
+    for (std::size_t o = row_begin; o < row_end; ++o)
+      ASSERT_TRUE(test::same_bits(alone[o], ys[n * y_stride + o])) << "sample " << n;
+  }
 }
 
 class CodebookLinearF32 : public testing::TestWithParam<BackendInfo> {
@@ -113,10 +151,9 @@ class CodebookLinearF32 : public testing::TestWithParam<BackendInfo> {
 };
 
 TEST_P(CodebookLinearF32, AgreesWithReferenceForEverySize) {
-  for (const std::size_t inputs :
-       {1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 128, 129, 255, 256, 257, 1000}) {
-    for (const std::size_t batch : {0, 1, 2, 3, 4, 5, 8, 17}) {
-      for (const std::size_t outputs : {1, 4, 7}) {
+  for (const std::size_t inputs : {1, 2, 3, 8, 9, 15, 16, 17, 33, 129}) {
+    for (const std::size_t batch : {0, 1, 2, 3, 4, 5, 6, 13}) {
+      for (const std::size_t outputs : {1, 8, 9, 16, 17, 33, 65, 128, 150}) {
         check_all({.batch = batch, .inputs = inputs, .outputs = outputs});
         if (HasFailure()) return;
       }
@@ -128,49 +165,76 @@ TEST_P(CodebookLinearF32, ReadsAndWritesBetweenGapsOfMisalignedRows) {
   for (const std::size_t offset : {1, 3}) {
     for (const std::size_t batch : {1, 4, 7}) {
       check_all({.batch = batch, .inputs = 145, .outputs = 6, .gap = 3, .offset = offset});
+      check_all({.batch = batch, .inputs = 45, .outputs = 134, .gap = 3, .offset = offset});
     }
   }
 }
 
-TEST_P(CodebookLinearF32, WritesOnlyTheRowsAskedFor) {
-  for (std::size_t begin = 0; begin <= 10; ++begin) {
-    for (std::size_t end = begin; end <= 10; ++end) {
+TEST_P(CodebookLinearF32, WritesOnlyTheBlocksAskedFor) {
+  for (std::size_t begin = 0; begin <= 3; ++begin) {
+    for (std::size_t end = begin; end <= 3; ++end) {
       for (const std::size_t batch : {1, 5}) {
         check_all(
-            {.batch = batch, .inputs = 130, .outputs = 10, .row_begin = begin, .row_end = end});
+            {.batch = batch, .inputs = 30, .outputs = 300, .block_begin = begin, .block_end = end});
       }
     }
   }
 }
 
-TEST_P(CodebookLinearF32, AgreesWithReferenceOverMoreRowsThanAChunk) {
+TEST_P(CodebookLinearF32, AgreesWithReferenceOverMoreInputsThanAChunk) {
   for (const std::size_t batch : {1, 5}) {
-    check_all({.batch = batch, .inputs = 4000, .outputs = 150});
-    check_all({.batch = batch, .inputs = 4000, .outputs = 150, .row_begin = 3, .row_end = 149});
+    for (const std::size_t zeros : {0, 4, 8})
+      check_all({.batch = batch, .inputs = 4500, .outputs = 140, .zeros_in_8 = zeros});
   }
 }
 
-// Every code at every position of a run, with x of a single 1: reads back the table exactly.
+// x of a single 1: reads back the table exactly, for every code, output and input.
 TEST_P(CodebookLinearF32, DecodesEveryCodeAtEveryPosition) {
-  GuardedBuffer<float> table(16);
-  std::iota(table.data(), table.data() + 16, 1.0F);
-  GuardedBuffer<std::uint8_t> codes(16 * 64);
-  GuardedBuffer<float> bias(16), x(128), y(16);
-  std::fill_n(bias.data(), 16, 0.0F);
-  for (std::size_t row = 0; row < 16; ++row)
-    std::fill_n(codes.data() + row * 64, 64, static_cast<std::uint8_t>(row * 0x11));
-  const CodebookLinearParams params{.in_features = 128,
-                                    .k_padded = 128,
-                                    .codes = codes.data(),
-                                    .mask = nullptr,
-                                    .table = table.data(),
-                                    .bias = bias.data()};
-  for (std::size_t k = 0; k < 128; ++k) {
-    std::fill_n(x.data(), 128, 0.0F);
-    x[k] = 1.0F;
-    GetParam().table->codebook_linear_f32(params, x.data(), 1, 128, 0, 16, y.data(), 16);
-    for (std::size_t row = 0; row < 16; ++row) ASSERT_EQ(y[row], table[row]) << "position " << k;
+  test::Random random(1);
+  for (const std::size_t outputs : {16, 32, 64, 128}) {
+    const Case c{.batch = 1, .inputs = 20, .outputs = outputs};
+    Layer layer(c, Data::kReal, random);
+    const CodebookLinearParams params = layer.params(c);
+    std::fill_n(layer.bias.data(), layer.bias.size(), 0.0F);
+    std::vector<float> x(20), y(outputs);
+    for (std::size_t k = 0; k < 20; ++k) {
+      std::fill(x.begin(), x.end(), 0.0F);
+      x[k] = 1.0F;
+      GetParam().table->codebook_linear_f32(params, x.data(), 1, 20, 0, 1, y.data(), outputs);
+      for (std::size_t o = 0; o < outputs; ++o)
+        ASSERT_EQ(y[o], layer.weights[o * 20 + k]) << "output " << o << " input " << k;
+    }
   }
+}
+
+TEST_P(CodebookLinearF32, NanAndInfinityReachTheOutputs) {
+  test::Random random(1);
+  const Case c{.batch = 1, .inputs = 40, .outputs = 20};
+  Layer layer(c, Data::kReal, random);
+  for (float& v : layer.table.span()) v = std::fabs(v) + 1.0F;
+  CodebookLinearParams params = layer.params(c);
+  for (const float special : {NAN, INFINITY, -INFINITY}) {
+    for (const std::size_t batch : {1, 3}) {
+      std::vector<float> x(batch * 40, 0.0F), y(batch * 20);
+      x[17] = special;
+      GetParam().table->codebook_linear_f32(params, x.data(), batch, 40, 0, 1, y.data(), 20);
+      for (std::size_t o = 0; o < 20; ++o) {
+        ASSERT_TRUE(test::same_bits(y[o], special)) << y[o];
+        if (batch > 1) {
+          ASSERT_EQ(y[20 + o], layer.bias[o]);
+        }
+      }
+    }
+  }
+  // An infinite weight times 0 is NaN, unless zeros may be skipped.
+  layer.table[0] = INFINITY;
+  std::fill_n(layer.codes.begin(), layer.codes.size(), std::uint8_t{0});
+  params = layer.params(c);
+  params.skip_zeros = false;
+  const std::vector<float> x(40, 0.0F);
+  std::vector<float> y(20);
+  GetParam().table->codebook_linear_f32(params, x.data(), 1, 40, 0, 1, y.data(), 20);
+  for (const float v : y) ASSERT_TRUE(std::isnan(v));
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CodebookLinearF32, testing::ValuesIn(test::backends_under_test()),

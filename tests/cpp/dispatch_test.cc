@@ -14,7 +14,7 @@ namespace {
 
 constexpr CpuFeatures kHaswell = kPopcnt | kAvx2 | kFma;
 constexpr CpuFeatures kSkylakeX = kHaswell | kAvx512F | kAvx512BW | kAvx512DQ | kAvx512VL;
-constexpr CpuFeatures kIceLake = kSkylakeX | kAvx512Vpopcntdq;
+constexpr CpuFeatures kIceLake = kSkylakeX | kAvx512Vpopcntdq | kAvx512Vnni;
 
 #if defined(__x86_64__)
 TEST(SelectKernels, PicksTheBestThatThePretendCpuRuns) {

@@ -226,7 +226,7 @@ class Builder {
   }
 
   TensorId codebook_linear(TensorId x, std::int64_t out_features, std::int64_t code_bits,
-                           std::size_t n_values, bool sparse) {
+                           std::size_t n_values, bool sparse, bool integer = false) {
     Dims dims = tensor(x).dims;
     const auto k = static_cast<std::size_t>(dims.back()),
                o = static_cast<std::size_t>(out_features);
@@ -254,6 +254,12 @@ class Builder {
     }
     op.codes = writer.own_array<std::uint8_t>(codes);
     op.bias = floats(o, -4, 4);
+    if (integer) {
+      op.level_scale = 0x1p-10F;
+      std::vector<std::int32_t> levels;
+      for (const float v : book) levels.push_back(static_cast<std::int32_t>(v * 0x1p10F));
+      op.levels = writer.own_array<std::int32_t>(levels);
+    }
     return add(op);
   }
 
@@ -556,6 +562,23 @@ TEST(Executor, CodebookLinear) {
     for (const std::int64_t k : {1, 33, 128, 300}) {
       Builder b(static_cast<std::uint32_t>(n_values) + static_cast<std::uint32_t>(k));
       b.output(b.codebook_linear(b.input({2, k}), 70, code_bits, n_values, sparse));
+      expect_naive(b.graph());
+    }
+  }
+}
+
+// Bits are equal on every backend, whatever the batch and the number of threads.
+TEST(Executor, CodebookLinearInIntegers) {
+  struct Case {
+    std::int64_t code_bits;
+    std::size_t n_values;
+    bool sparse;
+  };
+  for (const auto& [code_bits, n_values, sparse] : std::vector<Case>{
+           {4, 16, false}, {2, 4, false}, {4, 15, true}, {2, 3, true}, {1, 1, true}}) {
+    for (const std::int64_t k : {1, 33, 128, 300}) {
+      Builder b(static_cast<std::uint32_t>(n_values) + static_cast<std::uint32_t>(k));
+      b.output(b.codebook_linear(b.input({2, k}), 70, code_bits, n_values, sparse, true));
       expect_naive(b.graph());
     }
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ir/graph.h"
+#include "reference/codebook_reference.h"
 
 namespace tac::test {
 
@@ -162,6 +163,7 @@ class NaiveGraph {
     const std::int64_t k_size = tensor(op.input).dims.back(),
                        o_size = tensor(op.output).dims.back();
     std::vector<double> weights(static_cast<std::size_t>(k_size * o_size), 0.0);
+    std::vector<std::int32_t> levels(weights.size(), 0);
     std::int64_t n_coded = 0;
     for (std::int64_t o = 0; o < o_size; ++o) {
       for (std::int64_t k = 0; k < k_size; ++k) {
@@ -175,7 +177,21 @@ class NaiveGraph {
         }
         ++n_coded;
         weights[static_cast<std::size_t>(o * k_size + k)] = op.codebook.data()[code];
+        if (op.levels.size() != 0)
+          levels[static_cast<std::size_t>(o * k_size + k)] = op.levels.data()[code];
       }
+    }
+    if (op.levels.size() != 0) {
+      const Values& in = values_[op.input];
+      for (std::size_t first = 0; first < in.size(); first += static_cast<std::size_t>(k_size)) {
+        std::vector<float> x(static_cast<std::size_t>(k_size));
+        for (std::size_t k = 0; k < x.size(); ++k) x[k] = f32(in[first + k]);
+        const reference::Quantized quantized = reference::quantize_i16(x);
+        const std::vector<float> y = reference::integer_linear(
+            quantized.q, op.level_scale * quantized.unit, levels, op.bias.view());
+        values_[op.output].insert(values_[op.output].end(), y.begin(), y.end());
+      }
+      return;
     }
     dense(op.input, op.output, weights, op.bias);
   }

@@ -101,6 +101,22 @@ const std::vector<Break>& breaks() {
        [](auto& w) { find<CodebookLinear>(w).codebook = test::filled<float>(w, 3, 0.0F); }},
       {"codebook_linear", "a codebook of 5 values with codes of 2 bits",
        [](auto& w) { find<CodebookLinear>(w).codebook = test::filled<float>(w, 5, 1.0F); }},
+      {"codebook_linear", "levels has 2 values, expected 3",
+       [](auto& w) { find<CodebookLinear>(w).levels = test::filled<std::int32_t>(w, 2, 1); }},
+      {"codebook_linear", "a level_scale without levels",
+       [](auto& w) { find<CodebookLinear>(w).level_scale = 0.5F; }},
+      {"codebook_linear", "level_scale must be positive",
+       [](auto& w) { find<CodebookLinear>(w).levels = test::filled<std::int32_t>(w, 3, 1); }},
+      {"codebook_linear", "level 32768 exceeds 32767",
+       [](auto& w) {
+         find<CodebookLinear>(w).levels = test::filled<std::int32_t>(w, 3, 32768);
+         find<CodebookLinear>(w).level_scale = 1.0F;
+       }},
+      {"codebook_linear", "level 1 is not that of its codebook value",
+       [](auto& w) {
+         find<CodebookLinear>(w).levels = test::filled<std::int32_t>(w, 3, 1);
+         find<CodebookLinear>(w).level_scale = 1.0F;
+       }},
       {"codebook_linear", "bitmap row 0 has bits behind its end",
        [](auto& w) { find<CodebookLinear>(w).bitmap = test::filled<std::uint32_t>(w, 16, 2U); }},
       {"linear", "weights has 71 values, expected 72",

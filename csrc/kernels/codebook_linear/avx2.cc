@@ -1,12 +1,11 @@
-// codebook_linear_f32, AVX2: the codebook is two registers of 8 values. Of a 64-byte run of codes
-// each 32-byte half holds 8 dwords of 8 codes; shifted right by 4j, the low 3 bits of lane d index
-// both halves of the codebook (vpermps ignores the higher bits), and bit 3, shifted to the sign,
-// chooses between the two:
+// codebook_linear_f32, AVX2: the codebook is two registers of 8 values. The 16 dwords of an input
+// are two registers; shifted right by 4j, the low 3 bits of a lane index both halves of the
+// codebook (vpermps ignores the higher bits), and bit 3, shifted to the sign, chooses between the
+// two. Outputs are lanes, so no sum crosses lanes.
 //
-//   half h, nibble j, lane d:  k = 16j + 8h + d
-//
-// A tile of R rows x N samples keeps R * N registers of partial sums. The last run, where K is no
-// multiple of 128, reads x from a zero-padded copy and has its weights past K forced to 0.
+// One sample goes over a list of its inputs that are not zero, with 64 sums in 8 registers, first
+// for lanes 0..7 of all nibbles, then for 8..15. A batch goes over all inputs in tiles of 4 samples
+// x 2 nibbles, which share the decoded weights. K is cut into chunks; the sums wait in y.
 #include <immintrin.h>
 
 #include "kernels/backend_local.h"
@@ -16,161 +15,219 @@
 namespace tac::kernels::avx2 {
 namespace {
 
-constexpr std::size_t kChunkBytes = 256 * 1024;
-constexpr std::size_t kRunBytes = kCodebookKAlign / 2;
-constexpr std::size_t kRunMaskWords = kCodebookKAlign / 32;
+constexpr std::size_t kChunk = 512;
 
-struct Rows {
+struct Block {
   const std::uint8_t* codes;
-  const std::uint32_t* mask;
-  std::size_t code_step, mask_step, in_features;
+  const std::uint8_t* mask;  // nullptr: none
+  std::size_t n_outputs;
   const float* table;
 };
 
-// w where bit first_bit + d of `word` is set for lane d, else 0: the bit is shifted to the lane's
-// sign, which chooses.
-static inline __m256 keep_where_set(__m256 w, std::uint32_t word, int first_bit) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i bits = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(word)),
-                                         _mm256_sub_epi32(_mm256_set1_epi32(31 - first_bit), lane));
+// Sign bits of the lanes [first, first + 8) that are below n_outputs.
+static inline __m256i lanes_of(std::size_t n_outputs, std::size_t first) {
+  const int left = n_outputs > first ? static_cast<int>(local_min(n_outputs - first, 8)) : 0;
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// The 8 weights of input k in nibble j, lanes 8 * half on; `codes` are their dwords, with the
+// input's nibbles at the bottom.
+template <bool kMasked>
+static inline __m256 weights(const Block& b, std::size_t k, __m256i codes, int j, std::size_t half,
+                             __m256 table_low, __m256 table_high) {
+  const __m256i index = _mm256_srli_epi32(codes, 4 * j);
+  const __m256i choice = _mm256_slli_epi32(codes, 28 - 4 * j);
+  const __m256 w =
+      _mm256_blendv_ps(_mm256_permutevar8x32_ps(table_low, index),
+                       _mm256_permutevar8x32_ps(table_high, index), _mm256_castsi256_ps(choice));
+  if constexpr (!kMasked) return w;
+  const __m256i bits =
+      _mm256_sllv_epi32(_mm256_set1_epi32(b.mask[16 * k + 2 * static_cast<std::size_t>(j) + half]),
+                        _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24));
   return _mm256_blendv_ps(_mm256_setzero_ps(), w, _mm256_castsi256_ps(bits));
 }
 
-// `x` is that of the run's first k.
-template <int R, int N, bool kMasked, bool kTail>
-static inline void add_run(const Rows& r, std::size_t run, __m256 table_low, __m256 table_high,
-                           const float* x, std::size_t x_stride, __m256 (&acc)[R][N]) {
-  for (int h = 0; h < 2; ++h) {
-    __m256i codes[R];
-#pragma GCC unroll 4
-    for (int i = 0; i < R; ++i) {
-      codes[i] = _mm256_load_si256(
-          reinterpret_cast<const __m256i*>(r.codes + i * r.code_step + run * kRunBytes + 32 * h));
-    }
+template <int J>
+static inline __m256i load_codes(const std::uint8_t* codes, std::size_t k, std::size_t half) {
+  constexpr std::size_t kInputs = 8 / J;
+  const __m256i dwords =
+      _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + k / kInputs * 64 + 32 * half));
+  if constexpr (J == 8) return dwords;
+  return _mm256_srlv_epi32(dwords, _mm256_set1_epi32(static_cast<int>(k % kInputs * 4 * J)));
+}
+
+// One sample, its inputs in a list.
+template <int J, bool kMasked>
+static inline void listed(const Block& b, std::size_t half, const std::uint32_t* ks,
+                          const float* xs, std::size_t n_listed, bool first, float* y) {
+  const __m256 table_low = _mm256_load_ps(b.table);
+  const __m256 table_high = _mm256_load_ps(b.table + 8);
+  __m256 acc[J];
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const std::size_t k_in_run =
-          16 * static_cast<std::size_t>(j) + 8 * static_cast<std::size_t>(h);
-      __m256 xv[N];
+  for (int j = 0; j < J; ++j) {
+    const std::size_t at = 16 * static_cast<std::size_t>(j) + 8 * half;
+    acc[j] = first ? _mm256_setzero_ps() : _mm256_maskload_ps(y + at, lanes_of(b.n_outputs, at));
+  }
+  for (std::size_t i = 0; i < n_listed; ++i) {
+    const std::size_t k = ks[i];
+    const __m256i codes = load_codes<J>(b.codes, k, half);
+    const __m256 x = _mm256_set1_ps(xs[i]);
+#pragma GCC unroll 8
+    for (int j = 0; j < J; ++j) {
+      acc[j] =
+          _mm256_fmadd_ps(weights<kMasked>(b, k, codes, j, half, table_low, table_high), x, acc[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < J; ++j) {
+    const std::size_t at = 16 * static_cast<std::size_t>(j) + 8 * half;
+    _mm256_maskstore_ps(y + at, lanes_of(b.n_outputs, at), acc[j]);
+  }
+}
+
+// N samples x nibbles [kFirst, kFirst + J) x lanes 8 * half on; kNibbles are those of the block.
+template <int kNibbles, int kFirst, int J, int N, bool kMasked>
+static inline void tile(const Block& b, std::size_t half, const float* x, std::size_t x_stride,
+                        std::size_t k_begin, std::size_t k_end, float* y, std::size_t y_stride) {
+  const __m256 table_low = _mm256_load_ps(b.table);
+  const __m256 table_high = _mm256_load_ps(b.table + 8);
+  __m256 acc[N][J];
+#pragma GCC unroll 2
+  for (int j = 0; j < J; ++j) {
+    const std::size_t at = 16 * static_cast<std::size_t>(kFirst + j) + 8 * half;
 #pragma GCC unroll 4
-      for (int n = 0; n < N; ++n) xv[n] = _mm256_loadu_ps(x + n * x_stride + k_in_run);
+    for (int n = 0; n < N; ++n) {
+      acc[n][j] = k_begin == 0 ? _mm256_setzero_ps()
+                               : _mm256_maskload_ps(y + static_cast<std::size_t>(n) * y_stride + at,
+                                                    lanes_of(b.n_outputs, at));
+    }
+  }
+  for (std::size_t k = k_begin; k < k_end; ++k) {
+    const __m256i codes = load_codes<kNibbles>(b.codes, k, half);
+    __m256 w[J];
+#pragma GCC unroll 2
+    for (int j = 0; j < J; ++j)
+      w[j] = weights<kMasked>(b, k, codes, kFirst + j, half, table_low, table_high);
 #pragma GCC unroll 4
-      for (int i = 0; i < R; ++i) {
-        const __m256i index = j == 0 ? codes[i] : _mm256_srli_epi32(codes[i], 4 * j);
-        const __m256i choice = j == 7 ? codes[i] : _mm256_slli_epi32(codes[i], 28 - 4 * j);
-        __m256 w = _mm256_blendv_ps(_mm256_permutevar8x32_ps(table_low, index),
-                                    _mm256_permutevar8x32_ps(table_high, index),
-                                    _mm256_castsi256_ps(choice));
-        if constexpr (kMasked) {
-          const std::uint32_t* mask = r.mask + i * r.mask_step + run * kRunMaskWords;
-          w = keep_where_set(w, mask[j / 2], 16 * (j % 2) + 8 * h);
-        }
-        if constexpr (kTail) {
-          const std::size_t k = run * kCodebookKAlign + k_in_run;
-          const std::size_t left = local_min(8, r.in_features > k ? r.in_features - k : 0);
-          w = keep_where_set(w, (1U << left) - 1U, 0);
-        }
+    for (int n = 0; n < N; ++n) {
+      const __m256 xn = _mm256_set1_ps(x[static_cast<std::size_t>(n) * x_stride + k]);
+#pragma GCC unroll 2
+      for (int j = 0; j < J; ++j) acc[n][j] = _mm256_fmadd_ps(w[j], xn, acc[n][j]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < J; ++j) {
+    const std::size_t at = 16 * static_cast<std::size_t>(kFirst + j) + 8 * half;
 #pragma GCC unroll 4
-        for (int n = 0; n < N; ++n) acc[i][n] = _mm256_fmadd_ps(w, xv[n], acc[i][n]);
+    for (int n = 0; n < N; ++n) {
+      _mm256_maskstore_ps(y + static_cast<std::size_t>(n) * y_stride + at,
+                          lanes_of(b.n_outputs, at), acc[n][j]);
+    }
+  }
+}
+
+template <int J, int N, bool kMasked>
+static inline void samples(const Block& b, std::size_t half, const float* x, std::size_t x_stride,
+                           std::size_t k_begin, std::size_t k_end, float* y, std::size_t y_stride) {
+  constexpr int kStep = J == 1 ? 1 : 2;
+  tile<J, 0, kStep, N, kMasked>(b, half, x, x_stride, k_begin, k_end, y, y_stride);
+  if constexpr (J > 2) tile<J, 2, 2, N, kMasked>(b, half, x, x_stride, k_begin, k_end, y, y_stride);
+  if constexpr (J > 4) {
+    tile<J, 4, 2, N, kMasked>(b, half, x, x_stride, k_begin, k_end, y, y_stride);
+    tile<J, 6, 2, N, kMasked>(b, half, x, x_stride, k_begin, k_end, y, y_stride);
+  }
+}
+
+template <int J, bool kMasked>
+static void batch_of(const Block& b, const float* x, std::size_t batch, std::size_t x_stride,
+                     std::size_t k_begin, std::size_t k_end, float* y, std::size_t y_stride) {
+  for (std::size_t n = 0; n < batch;) {
+    // Tiles of about equal size: 5 samples are 3 + 2, not 4 + 1.
+    const std::size_t left = batch - n;
+    const std::size_t size = local_ceil_div(left, local_ceil_div(left, 4));
+    const float* xn = x + n * x_stride;
+    float* yn = y + n * y_stride;
+    for (std::size_t half = 0; half < 2; ++half) {
+      switch (size) {
+        case 4: samples<J, 4, kMasked>(b, half, xn, x_stride, k_begin, k_end, yn, y_stride); break;
+        case 3: samples<J, 3, kMasked>(b, half, xn, x_stride, k_begin, k_end, yn, y_stride); break;
+        case 2: samples<J, 2, kMasked>(b, half, xn, x_stride, k_begin, k_end, yn, y_stride); break;
+        default: samples<J, 1, kMasked>(b, half, xn, x_stride, k_begin, k_end, yn, y_stride); break;
       }
     }
+    n += size;
   }
 }
 
-static inline float sum_of_lanes(__m256 v) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+// Inputs of [k_begin, k_end) that are not 0 (NaN is not), or all.
+static inline std::size_t list_inputs(const float* x, std::size_t k_begin, std::size_t k_end,
+                                      bool skip_zeros, std::uint32_t* ks, float* xs) {
+  std::size_t n = 0;
+  for (std::size_t k = k_begin; k < k_end; ++k) {
+    ks[n] = static_cast<std::uint32_t>(k);
+    xs[n] = x[k];
+    n += static_cast<std::size_t>(x[k] != 0.0F) | static_cast<std::size_t>(!skip_zeros);
+  }
+  return n;
 }
 
-template <int R, int N, bool kMasked>
-static inline void tile(const Rows& r, const float* bias, const float* x, std::size_t x_stride,
-                        const float* x_tail, float* y, std::size_t y_stride) {
-  __m256 acc[R][N];
-#pragma GCC unroll 4
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) acc[i][n] = _mm256_setzero_ps();
+template <int J, bool kMasked>
+static void chunk_of(const Block& b, const float* x, std::size_t batch, std::size_t x_stride,
+                     std::size_t k_begin, std::size_t k_end, const std::uint32_t* ks,
+                     const float* xs, std::size_t n_listed, float* y, std::size_t y_stride) {
+  if (batch == 1) {
+    for (std::size_t half = 0; half < 2; ++half)
+      listed<J, kMasked>(b, half, ks, xs, n_listed, k_begin == 0, y);
+  } else {
+    batch_of<J, kMasked>(b, x, batch, x_stride, k_begin, k_end, y, y_stride);
   }
-  const __m256 table_low = _mm256_load_ps(r.table);
-  const __m256 table_high = _mm256_load_ps(r.table + 8);
-  const std::size_t n_full_runs = r.in_features / kCodebookKAlign;
-  for (std::size_t run = 0; run < n_full_runs; ++run) {
-    add_run<R, N, kMasked, false>(r, run, table_low, table_high, x + run * kCodebookKAlign,
-                                  x_stride, acc);
-  }
-  if (r.in_features % kCodebookKAlign != 0) {
-    add_run<R, N, kMasked, true>(r, n_full_runs, table_low, table_high, x_tail, kCodebookKAlign,
-                                 acc);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < R; ++i) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) y[n * y_stride + i] = bias[i] + sum_of_lanes(acc[i][n]);
-  }
-}
-
-template <int R, int N, bool kMasked>
-static void rows(const CodebookLinearParams& p, std::size_t& row, std::size_t row_end,
-                 const float* x, std::size_t x_stride, const float* x_tail, float* y,
-                 std::size_t y_stride) {
-  Rows r;
-  r.code_step = p.k_padded / 2;
-  r.mask_step = p.k_padded / 32;
-  r.in_features = p.in_features;
-  r.table = p.table;
-  for (; row + R <= row_end; row += R) {
-    r.codes = p.codes + row * r.code_step;
-    r.mask = kMasked ? p.mask + row * r.mask_step : nullptr;
-    tile<R, N, kMasked>(r, p.bias + row, x, x_stride, x_tail, y + row, y_stride);
-  }
-}
-
-template <int R, int N, bool kMasked>
-static void all_rows(const CodebookLinearParams& p, const float* x, std::size_t x_stride,
-                     std::size_t row_begin, std::size_t row_end, float* y, std::size_t y_stride) {
-  alignas(32) float x_tail[N * kCodebookKAlign] = {};
-  const std::size_t n_tail = p.in_features % kCodebookKAlign;
-  for (std::size_t n = 0; n < N; ++n) {
-    for (std::size_t k = 0; k < n_tail; ++k) {
-      x_tail[n * kCodebookKAlign + k] = x[n * x_stride + p.in_features - n_tail + k];
-    }
-  }
-  std::size_t row = row_begin;
-  rows<R, N, kMasked>(p, row, row_end, x, x_stride, x_tail, y, y_stride);
-  if constexpr (R > 1) rows<1, N, kMasked>(p, row, row_end, x, x_stride, x_tail, y, y_stride);
 }
 
 template <bool kMasked>
-static void samples(const CodebookLinearParams& p, const float* x, std::size_t batch,
-                    std::size_t x_stride, std::size_t row_begin, std::size_t row_end, float* y,
-                    std::size_t y_stride) {
-  std::size_t n = 0;
-  for (; n + 4 <= batch; n += 4) {
-    all_rows<2, 4, kMasked>(p, x + n * x_stride, x_stride, row_begin, row_end, y + n * y_stride,
-                            y_stride);
-  }
-  for (; n < batch; ++n) {
-    all_rows<4, 1, kMasked>(p, x + n * x_stride, x_stride, row_begin, row_end, y + n * y_stride,
-                            y_stride);
+static void blocks(const CodebookLinearParams& p, const float* x, std::size_t batch,
+                   std::size_t x_stride, std::size_t block_begin, std::size_t block_end, float* y,
+                   std::size_t y_stride) {
+  alignas(32) std::uint32_t ks[kChunk];
+  alignas(32) float xs[kChunk];
+  for (std::size_t k = 0; k < p.in_features; k += kChunk) {
+    const std::size_t k_end = local_min(k + kChunk, p.in_features);
+    const std::size_t n = batch == 1 ? list_inputs(x, k, k_end, p.skip_zeros, ks, xs) : 0;
+    for (std::size_t block = block_begin; block < block_end; ++block) {
+      const std::size_t output = block * kCodebookBlock;
+      Block b;
+      b.codes = p.codes + block * p.in_features * 64;
+      b.mask = kMasked ? p.mask + block * p.in_features * 16 : nullptr;
+      b.n_outputs = local_min(p.out_features - output, kCodebookBlock);
+      b.table = p.table;
+      float* yb = y + output;
+      if (b.n_outputs > 64) {
+        chunk_of<8, kMasked>(b, x, batch, x_stride, k, k_end, ks, xs, n, yb, y_stride);
+      } else if (b.n_outputs > 32) {
+        chunk_of<4, kMasked>(b, x, batch, x_stride, k, k_end, ks, xs, n, yb, y_stride);
+      } else if (b.n_outputs > 16) {
+        chunk_of<2, kMasked>(b, x, batch, x_stride, k, k_end, ks, xs, n, yb, y_stride);
+      } else {
+        chunk_of<1, kMasked>(b, x, batch, x_stride, k, k_end, ks, xs, n, yb, y_stride);
+      }
+    }
   }
 }
 
 }  // namespace
 
 void codebook_linear_f32(const CodebookLinearParams& params, const float* x, std::size_t batch,
-                         std::size_t x_stride, std::size_t row_begin, std::size_t row_end, float* y,
-                         std::size_t y_stride) {
-  // All samples pass over the codes of a chunk of rows while the level-2 cache holds them.
-  const std::size_t chunk = local_max(4, kChunkBytes / (params.k_padded / 2) / 4 * 4);
-  for (std::size_t row = row_begin; row < row_end; row += chunk) {
-    const std::size_t chunk_end = local_min(row + chunk, row_end);
-    if (params.mask == nullptr) {
-      samples<false>(params, x, batch, x_stride, row, chunk_end, y, y_stride);
-    } else {
-      samples<true>(params, x, batch, x_stride, row, chunk_end, y, y_stride);
-    }
+                         std::size_t x_stride, std::size_t block_begin, std::size_t block_end,
+                         float* y, std::size_t y_stride) {
+  if (params.mask == nullptr) {
+    blocks<false>(params, x, batch, x_stride, block_begin, block_end, y, y_stride);
+  } else {
+    blocks<true>(params, x, batch, x_stride, block_begin, block_end, y, y_stride);
   }
+  const std::size_t begin = block_begin * kCodebookBlock;
+  const std::size_t end = local_min(block_end * kCodebookBlock, params.out_features);
+  for (std::size_t n = 0; n < batch; ++n)
+    for (std::size_t o = begin; o < end; ++o)
+      y[n * y_stride + o] = params.bias[o] + y[n * y_stride + o];
 }
 
 }  // namespace tac::kernels::avx2

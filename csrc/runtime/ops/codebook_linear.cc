@@ -2,7 +2,11 @@
 #include "kernels/codebook_linear/codebook_linear.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "runtime/codebook_layout.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -12,14 +16,12 @@ namespace {
 
 constexpr std::size_t kTableSize = 16;
 // Cut of the work, the same for any number of threads.
-constexpr std::size_t kOutputsPerItem = 32;
+constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 
-// Position of feature k in the kernel's nibbles: dword k % 16 of its run of 128, nibble k / 16 % 8.
-void set_code(std::uint8_t* row, std::size_t k, std::uint8_t code) noexcept {
-  const std::size_t nibble = k % 128 / 16;
-  row[k / 128 * 64 + k % 16 * 4 + nibble / 2] |=
-      static_cast<std::uint8_t>(code << (nibble % 2 * 4));
+// How many nibbles of a dword one input takes in a block of n_outputs.
+std::size_t nibbles_of(std::size_t n_outputs) noexcept {
+  return n_outputs <= 16 ? 1 : n_outputs <= 32 ? 2 : n_outputs <= 64 ? 4 : 8;
 }
 
 class CodebookLinearStep final : public Step {
@@ -27,75 +29,184 @@ class CodebookLinearStep final : public Step {
   CodebookLinearStep(const CodebookLinear& op, const PrepareContext& ctx)
       : input_(op.input), output_(op.output), kernel_(ctx.kernels().codebook_linear_f32) {
     const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
+    const std::size_t out_features = rows_of(ctx.tensor(op.output)).channels;
     rows_ = rows;
-    out_features_ = rows_of(ctx.tensor(op.output)).channels;
-    const std::size_t k_padded = round_up(in_features, kernels::kCodebookKAlign);
-    codes_ = AlignedBuffer<std::uint8_t>(out_features_ * k_padded / 2);
+    n_blocks_ = ceil_div(out_features, kernels::kCodebookBlock);
     table_ = AlignedBuffer<float>(kTableSize);
-    std::copy_n(op.codebook.data(), op.codebook.size(), table_.data());
-    const bool sparse = op.bitmap.size() != 0;
+    const std::span<const float> values = op.codebook.view();
+    std::copy(values.begin(), values.end(), table_.data());
     // The table is zero-filled, so a free entry stands for zero; without one a mask says where the
     // zeros are.
-    const bool masked = sparse && op.codebook.size() == kTableSize;
-    const auto zero_code = static_cast<std::uint8_t>(masked ? 0 : op.codebook.size());
-    if (masked) mask_ = AlignedBuffer<std::uint32_t>(out_features_ * k_padded / kWordBits);
-
-    const auto code_bits = static_cast<std::size_t>(op.code_bits);
-    const std::size_t bitmap_words = ceil_div(in_features, kWordBits);
-    std::size_t position = 0;  // in the file's codes, in bits
-    for (std::size_t o = 0; o < out_features_; ++o) {
-      std::uint8_t* row = codes_.data() + o * k_padded / 2;
-      for (std::size_t k = 0; k < in_features; ++k) {
-        if (sparse &&
-            (op.bitmap.data()[o * bitmap_words + k / kWordBits] >> (k % kWordBits) & 1) == 0) {
-          set_code(row, k, zero_code);
-          continue;
-        }
-        const unsigned byte = op.codes.data()[position / 8];
-        set_code(row, k,
-                 static_cast<std::uint8_t>(byte >> (position % 8) & ((1U << code_bits) - 1)));
-        position += code_bits;
-        if (masked) mask_[(o * k_padded + k) / kWordBits] |= 1U << (k % kWordBits);
-      }
-    }
-    bias_ = expand(op.bias, out_features_);
-    params_ = {in_features,   k_padded,    codes_.data(), masked ? mask_.data() : nullptr,
-               table_.data(), bias_.data()};
+    const bool masked = op.bitmap.size() != 0 && values.size() == kTableSize;
+    const auto zero_code = static_cast<std::uint8_t>(masked ? 0 : values.size() % kTableSize);
+    pack(op, in_features, out_features, masked, zero_code);
+    bias_ = expand(op.bias, out_features);
+    for (std::size_t o = 0; o < out_features; ++o) bias_[o] += 0.0F;  // no -0
+    const bool finite = std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
+    params_ = {in_features,   out_features, codes_.data(), masked ? mask_.data() : nullptr,
+               table_.data(), bias_.data(), finite};
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
-    macs = rows * in_features * out_features_;
+    macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
   }
 
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
-    const std::size_t n_rows = ctx.n_samples * rows_,
-                      chunks = ceil_div(out_features_, kOutputsPerItem);
+    const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
     ctx.pool->parallel_for(
         ceil_div(n_rows, kRowsPerItem) * chunks,
         [&](std::size_t begin, std::size_t end, std::size_t) {
           for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t row = i / chunks * kRowsPerItem, first = i % chunks * kOutputsPerItem;
+            const std::size_t row = i / chunks * kRowsPerItem, block = i % chunks * kBlocksPerItem;
             kernel_(params_, x + row * params_.in_features, std::min(kRowsPerItem, n_rows - row),
-                    params_.in_features, first, std::min(first + kOutputsPerItem, out_features_),
-                    y + row * out_features_, out_features_);
+                    params_.in_features, block, std::min(block + kBlocksPerItem, n_blocks_),
+                    y + row * params_.out_features, params_.out_features);
           }
         });
   }
 
  private:
+  // The kernel's layout, kernels/codebook_linear/codebook_linear.h.
+  void pack(const CodebookLinear& op, std::size_t in_features, std::size_t out_features,
+            bool masked, std::uint8_t zero_code) {
+    const std::size_t full_blocks = n_blocks_ - 1;
+    const std::size_t last_outputs = out_features - full_blocks * kernels::kCodebookBlock;
+    const std::size_t last_bytes = ceil_div(in_features, 8 / nibbles_of(last_outputs)) * 64;
+    codes_ = AlignedBuffer<std::uint8_t>(full_blocks * in_features * 64 + last_bytes +
+                                         kernels::kCodebookOverRead);
+    const auto zeros = static_cast<std::uint8_t>(zero_code | zero_code << 4U);
+    std::fill_n(codes_.data(), codes_.size(), zeros);
+    if (masked) mask_ = AlignedBuffer<std::uint8_t>(n_blocks_ * in_features * 16);
+    CodebookRows weights(op, out_features, in_features);
+    for (std::size_t o = 0; o < out_features; ++o) {
+      const CodebookRows::Row row = weights.row(o);
+      const std::size_t block = o / kernels::kCodebookBlock, in_block = o % kernels::kCodebookBlock;
+      const std::size_t nibbles =
+          nibbles_of(std::min(out_features - (o - in_block), kernels::kCodebookBlock));
+      const std::size_t per_dword = 8 / nibbles, dword = in_block % 16 * 4, j = in_block / 16;
+      std::uint8_t* codes = codes_.data() + block * in_features * 64 + dword;
+      for (std::size_t i = 0; i < row.codes.size(); ++i) {
+        const std::size_t k = row.positions[i], nibble = k % per_dword * nibbles + j;
+        // The nibble holds zero_code.
+        codes[k / per_dword * 64 + nibble / 2] ^=
+            static_cast<std::uint8_t>((row.codes[i] ^ zero_code) << (nibble % 2 * 4));
+        if (masked) {
+          mask_[(block * in_features + k) * 16 + in_block / 8] |=
+              static_cast<std::uint8_t>(1U << (in_block % 8));
+        }
+      }
+    }
+  }
+
   TensorId input_, output_;
-  std::size_t rows_ = 0, out_features_ = 0;
-  AlignedBuffer<std::uint8_t> codes_;
-  AlignedBuffer<std::uint32_t> mask_;
+  std::size_t rows_ = 0, n_blocks_ = 0;
+  AlignedBuffer<std::uint8_t> codes_, mask_;
   AlignedBuffer<float> table_, bias_;
   kernels::CodebookLinearParams params_{};
   kernels::codebook_linear_f32_fn kernel_;
 };
 
+// The arithmetic in integers: a first pass rounds the samples to 16 bits, a second one multiplies.
+class CodebookIntegerStep final : public Step {
+ public:
+  CodebookIntegerStep(const CodebookLinear& op, const PrepareContext& ctx)
+      : input_(op.input),
+        output_(op.output),
+        level_scale_(op.level_scale),
+        quantize_(ctx.kernels().quantize_f32_i16),
+        dense_kernel_(ctx.kernels().codebook_linear_i16),
+        sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced) {
+    const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
+    rows_ = rows;
+    in_features_ = in_features;
+    out_features_ = rows_of(ctx.tensor(op.output)).channels;
+    CodebookRows weights(op, out_features_, in_features);
+    const std::span<const std::int32_t> levels = op.levels.view();
+    levels_ = AlignedBuffer<std::int16_t>(2 * kTableSize);
+    std::copy(levels.begin(), levels.end(), levels_.data());
+    bias_ = expand(op.bias, out_features_);
+    // The sliced form is for the backend whose registers look inputs up; scalar's is an oracle.
+    const auto sliced_id = static_cast<std::size_t>(KernelId::codebook_linear_i16_sliced);
+    std::optional<SlicedCodebook> sliced;
+    if (ctx.selection.kernel_backend[sliced_id] != "scalar")
+      sliced = slice_codebook(weights, out_features_, in_features, levels);
+    if (sliced) {
+      sliced_ = std::move(*sliced);
+      sliced_params_ = {out_features_,         sliced_.group_steps,  sliced_.entries.data(),
+                        sliced_.starts.data(), sliced_.tiles.data(), sliced_.rows.data(),
+                        levels_.data(),        bias_.data()};
+      n_items_ = sliced_.rows.size() / kernels::kCodebookTile;
+      kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
+    } else {
+      // A free code stands for zero, whose level the table is filled with.
+      codes_ = dense_codebook(weights, out_features_, in_features,
+                              static_cast<std::uint8_t>(op.codebook.size()));
+      std::int32_t max_level = 0;
+      for (const std::int32_t level : levels) max_level = std::max(max_level, std::abs(level));
+      dense_params_ = {in_features,   round_up(in_features, kernels::kCodebookDenseAlign),
+                       codes_.data(), levels_.data(),
+                       max_level,     bias_.data()};
+      n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
+      kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
+    }
+    macs = rows * in_features * out_features_;
+    param_bytes = codes_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes();
+    q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
+    sample_scratch_bytes = rows * (q_stride_ * sizeof(std::int16_t) + sizeof(double));
+  }
+
+  void run(const RunContext& ctx) const noexcept override {
+    const float* x = ctx.read<float>(input_);
+    float* y = ctx.write<float>(output_);
+    const std::size_t n_rows = ctx.n_samples * rows_;
+    auto* q = reinterpret_cast<std::int16_t*>(ctx.sample_scratch);
+    auto* units = reinterpret_cast<double*>(q + n_rows * q_stride_);
+    ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t r = begin; r < end; ++r)
+        units[r] = level_scale_ * quantize_(x + r * in_features_, in_features_, q + r * q_stride_);
+    });
+    ctx.pool->parallel_for(
+        ceil_div(n_rows, kRowsPerItem) * n_items_,
+        [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t row = i / n_items_ * kRowsPerItem, item = i % n_items_;
+            const std::size_t batch = std::min(kRowsPerItem, n_rows - row);
+            const std::int16_t* q_of = q + row * q_stride_;
+            float* y_of = y + row * out_features_;
+            if (dense_params_.codes != nullptr) {
+              const std::size_t first = item * kRowsOfDenseItem;
+              dense_kernel_(dense_params_, q_of, batch, q_stride_, units + row, first,
+                            std::min(first + kRowsOfDenseItem, out_features_), y_of, out_features_);
+            } else {
+              sliced_kernel_(sliced_params_, q_of, batch, q_stride_, units + row, item, item + 1,
+                             y_of, out_features_);
+            }
+          }
+        });
+  }
+
+ private:
+  static constexpr std::size_t kRowsOfDenseItem = 16;
+
+  TensorId input_, output_;
+  double level_scale_;
+  std::size_t rows_ = 0, in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
+  AlignedBuffer<std::int16_t> levels_;
+  AlignedBuffer<float> bias_;
+  AlignedBuffer<std::uint8_t> codes_;
+  SlicedCodebook sliced_;
+  kernels::CodebookDenseParams dense_params_{};
+  kernels::CodebookSlicedParams sliced_params_{};
+  kernels::quantize_f32_i16_fn quantize_;
+  kernels::codebook_linear_i16_fn dense_kernel_;
+  kernels::codebook_linear_i16_sliced_fn sliced_kernel_;
+};
+
 }  // namespace
 
 std::unique_ptr<Step> prepare(const CodebookLinear& op, const PrepareContext& ctx) {
+  if (op.levels.size() != 0) return std::make_unique<CodebookIntegerStep>(op, ctx);
   return std::make_unique<CodebookLinearStep>(op, ctx);
 }
 

@@ -1,0 +1,176 @@
+// Codebook layer in integers, AVX2, dense form: the table is two registers of bytes, the lower and
+// the upper halves of its 16 levels, repeated in both lanes. 32 bytes of codes are 64 weights;
+// vpshufb looks both halves up, interleaving them makes 16 levels in the order of the inputs, and
+// vpmaddwd multiplies and adds pairs.
+//
+//   codes    lane 0 [c0 .. c7 | c16 .. c23]   lane 1 [c8 .. c15 | c24 .. c31]
+//   unpacklo lane 0 [w0 .. w7]                lane 1 [w8 .. w15]
+//
+// A sum of pairs may fill 32 bits. Its upper and lower halves are added up apart: at most 2^16
+// inputs keep both below 2^31.
+#include <immintrin.h>
+
+#include "kernels/backend_local.h"
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/kernel_table.h"
+
+namespace tac::kernels::avx2 {
+namespace {
+
+struct Table {
+  __m256i low, high;  // bytes of the levels
+};
+
+static inline Table load_table(const std::int16_t* levels) {
+  const __m256i bytes = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2,
+                                         4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+  // Each lane: 8 low bytes, 8 high bytes of levels 0..7 and 8..15.
+  const __m256i split =
+      _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(levels)), bytes);
+  Table t;
+  t.low = _mm256_permute4x64_epi64(split, 0x88);
+  t.high = _mm256_permute4x64_epi64(split, 0xDD);
+  return t;
+}
+
+// 32 levels of 32 codes, in the order of the inputs.
+static inline void levels_of(const Table& t, __m256i codes, __m256i& first, __m256i& second) {
+  const __m256i low = _mm256_shuffle_epi8(t.low, codes);
+  const __m256i high = _mm256_shuffle_epi8(t.high, codes);
+  first = _mm256_unpacklo_epi8(low, high);
+  second = _mm256_unpackhi_epi8(low, high);
+}
+
+static inline __m256i load_q(const std::int16_t* q) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q));
+}
+
+static inline std::int64_t total(__m256i v) {
+  alignas(32) std::int32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), v);
+  std::int64_t sum = 0;
+  for (const std::int32_t lane : lanes) sum += lane;
+  return sum;
+}
+
+// One row for N samples. kSmall: |levels| <= 16383, so two sums of pairs fit 32 bits.
+template <int N, bool kSmall>
+static inline void row_of(const CodebookDenseParams& p, const Table& table, std::size_t row,
+                          const std::int16_t* q, std::size_t q_stride, const double* units,
+                          float* y, std::size_t y_stride) {
+  const std::uint8_t* codes = p.codes + row * (p.k_padded / 2);
+  const __m256i nibble = _mm256_set1_epi8(0xF);
+  const __m256i half = _mm256_set1_epi32(0xFFFF);
+  __m256i low[N];
+  __m256i high[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) low[n] = high[n] = _mm256_setzero_si256();
+  const auto add = [&](int n, __m256i sum) __attribute__((always_inline)) {
+    low[n] = _mm256_add_epi32(low[n], _mm256_and_si256(sum, half));
+    high[n] = _mm256_add_epi32(high[n], _mm256_srai_epi32(sum, 16));
+  };
+  for (std::size_t k = 0; k < p.k_padded; k += kCodebookDenseAlign) {
+    const __m256i pairs = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + k / 2));
+    __m256i w[4];
+    levels_of(table, _mm256_and_si256(pairs, nibble), w[0], w[1]);
+    levels_of(table, _mm256_and_si256(_mm256_srli_epi16(pairs, 4), nibble), w[2], w[3]);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      const std::int16_t* qn = q + static_cast<std::size_t>(n) * q_stride + k;
+#pragma GCC unroll 2
+      for (int i = 0; i < 4; i += 2) {
+        const __m256i a = _mm256_madd_epi16(w[i], load_q(qn + 16 * i));
+        const __m256i b = _mm256_madd_epi16(w[i + 1], load_q(qn + 16 * i + 16));
+        if constexpr (kSmall) {
+          add(n, _mm256_add_epi32(a, b));
+        } else {
+          add(n, a);
+          add(n, b);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int n = 0; n < N; ++n) {
+    const auto sum = static_cast<double>(total(high[n]) * 65536 + total(low[n]));
+    y[static_cast<std::size_t>(n) * y_stride + row] =
+        p.bias[row] + static_cast<float>(sum * units[n]);
+  }
+}
+
+template <bool kSmall>
+static void rows(const CodebookDenseParams& p, const std::int16_t* q, std::size_t batch,
+                 std::size_t q_stride, const double* units, std::size_t row_begin,
+                 std::size_t row_end, float* y, std::size_t y_stride) {
+  const Table table = load_table(p.levels);
+  for (std::size_t row = row_begin; row < row_end; ++row) {
+    std::size_t n = 0;
+    for (; n + 4 <= batch; n += 4) {
+      row_of<4, kSmall>(p, table, row, q + n * q_stride, q_stride, units + n, y + n * y_stride,
+                        y_stride);
+    }
+    for (; n < batch; ++n) {
+      row_of<1, kSmall>(p, table, row, q + n * q_stride, q_stride, units + n, y + n * y_stride,
+                        y_stride);
+    }
+  }
+}
+
+}  // namespace
+
+double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
+  const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
+  const std::size_t whole = count / 8 * 8;
+  const auto load = [&](std::size_t k)
+                        __attribute__((always_inline)) { return _mm256_loadu_ps(x + k); };
+  const __m256i tail = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count - whole)),
+                                          _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256 last = _mm256_maskload_ps(x + whole, tail);
+  __m256i max_bits = _mm256_and_si256(magnitude, _mm256_castps_si256(last));
+  for (std::size_t k = 0; k < whole; k += 8) {
+    max_bits =
+        _mm256_max_epi32(max_bits, _mm256_and_si256(magnitude, _mm256_castps_si256(load(k))));
+  }
+  alignas(32) std::uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), max_bits);
+  std::uint32_t max_word = 0;
+  for (const std::uint32_t lane : lanes) max_word = lane > max_word ? lane : max_word;
+  for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
+  if (max_word == 0 || max_word >= 0x7F800000U) {
+    for (std::size_t k = 0; k < count; ++k) q[k] = 0;
+    return max_word == 0 ? 1.0 : static_cast<double>(__builtin_nanf(""));
+  }
+  float max;
+  __builtin_memcpy(&max, &max_word, sizeof max);
+  const float pre = max < 0x1p-64F ? 0x1p64F : 1.0F;
+  float mul = 32767.0F / (max * pre);
+  std::uint32_t mul_bits;
+  __builtin_memcpy(&mul_bits, &mul, sizeof mul);
+  mul_bits &= 0xFFFF0000U;
+  __builtin_memcpy(&mul, &mul_bits, sizeof mul);
+  const __m256 pre8 = _mm256_set1_ps(pre);
+  const __m256 mul8 = _mm256_set1_ps(mul);
+  const auto rounded = [&](__m256 v) __attribute__((always_inline)) {
+    const __m256i whole32 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_mul_ps(v, pre8), mul8));
+    return _mm_packs_epi32(_mm256_castsi256_si128(whole32), _mm256_extracti128_si256(whole32, 1));
+  };
+  for (std::size_t k = 0; k < whole; k += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + k), rounded(load(k)));
+  alignas(16) std::int16_t rest[8];
+  _mm_store_si128(reinterpret_cast<__m128i*>(rest), rounded(last));
+  for (std::size_t k = whole; k < count; ++k) q[k] = rest[k - whole];
+  return 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+}
+
+void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,
+                         std::size_t batch, std::size_t q_stride, const double* units,
+                         std::size_t row_begin, std::size_t row_end, float* y,
+                         std::size_t y_stride) {
+  if (params.max_level <= 16383) {
+    rows<true>(params, q, batch, q_stride, units, row_begin, row_end, y, y_stride);
+  } else {
+    rows<false>(params, q, batch, q_stride, units, row_begin, row_end, y, y_stride);
+  }
+}
+
+}  // namespace tac::kernels::avx2

@@ -1,0 +1,77 @@
+// Contracts of the fully connected codebook layer in integers: 16-bit activations, a table of up to
+// 16 weights of 16 bits, exact sums. The same bits on every backend, in every batch and every cut
+// of the work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace tac::kernels {
+
+// Rounds one sample x of `count` floats to 16 bits and returns what one unit of q stands for:
+//   m    = max |x[k]|
+//   pre  = m < 2^-64 ? 2^64 : 1
+//   mul  = 32767 / (m * pre), its low 16 bits cleared: 8 significant bits are left, so that small
+//          integers and halves of them stay exact
+//   q[k] = x[k] * pre * mul to the nearest integer, ties to even; |q| <= 32767
+//   unit = 1 / (double(pre) * mul)
+// All in float32 but the unit, from left to right. x all zero: q = 0, unit = 1. A sample with a
+// value that is not finite: q = 0, unit = NaN, which makes all outputs of the sample NaN.
+// q[count .. count + kCodebookWindow) is set to 0.
+using quantize_f32_i16_fn = double (*)(const float* x, std::size_t count, std::int16_t* q);
+
+inline constexpr std::size_t kCodebookWindow = 64;
+
+// For every sample n of a batch and every output o of the range,
+//   y[n * y_stride + o] = bias[o] + float(double(sum over k of level(o, k) * q[n * q_stride + k])
+//                                         * units[n])
+// with an exact sum; |level| <= 32767 and at most 65536 inputs keep it below 2^46. units[n] has the
+// scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32, as
+// quantize_f32_i16 leaves it.
+
+// Dense: every weight is a nibble. codes [rows][k_padded / 2] bytes, k_padded = K rounded up to 64;
+// of each run of 64 weights in 32 bytes, byte 16 l + 8 h + p holds
+//   in its low nibble the code of k = 16 h + 8 l + p, in its high nibble that of k = 32 + 16 h + 8
+//   l + p
+// so that the bytes of both 128-bit lanes, looked up and interleaved, are 16 consecutive k.
+// Rows are 32-byte aligned, padding has any code. levels: 16 values, 64-byte aligned.
+struct CodebookDenseParams {
+  std::size_t in_features, k_padded;
+  const std::uint8_t* codes;
+  const std::int16_t* levels;
+  std::int32_t max_level;  // largest |level|
+  const float* bias;
+};
+inline constexpr std::size_t kCodebookDenseAlign = 64;
+using codebook_linear_i16_fn = void (*)(const CodebookDenseParams& params, const std::int16_t* q,
+                                        std::size_t batch, std::size_t q_stride,
+                                        const double* units, std::size_t row_begin,
+                                        std::size_t row_end, float* y, std::size_t y_stride);
+
+// Sliced: only weights that are not zero, in tiles of 16 outputs, one output per lane. A group is
+// `group_steps` (2 or 4) steps; a step is 32 words, lane l has words 2 l and 2 l + 1. A word is
+//   bits 0..5   k - starts[group]
+//   bits 6..10  code; one whose level is 0 fills up what a lane does not use
+// so a lane takes its next 2 * group_steps weights or as many as lie in the 64 inputs from the
+// group's start on. Within a group the |levels| of a lane add up to 65535 or less: with what is
+// left from before, below 2^16, 32-bit sums hold.
+//   tiles [n_tiles + 1]: first group of each tile. rows [n_tiles * 16]: the output of each lane,
+//   out_features where there is none. levels: 32 values, 64-byte aligned; entries too.
+struct CodebookSlicedParams {
+  std::size_t out_features, group_steps;
+  const std::uint16_t* entries;  // [n_groups][group_steps][32]
+  const std::uint16_t* starts;   // [n_groups]
+  const std::uint32_t* tiles;
+  const std::uint32_t* rows;
+  const std::int16_t* levels;
+  const float* bias;
+};
+inline constexpr std::size_t kCodebookTile = 16;
+inline constexpr std::int32_t kCodebookGroupSum = 65535;
+using codebook_linear_i16_sliced_fn = void (*)(const CodebookSlicedParams& params,
+                                               const std::int16_t* q, std::size_t batch,
+                                               std::size_t q_stride, const double* units,
+                                               std::size_t tile_begin, std::size_t tile_end,
+                                               float* y, std::size_t y_stride);
+
+}  // namespace tac::kernels

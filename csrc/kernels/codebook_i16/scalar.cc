@@ -1,0 +1,98 @@
+// Codebook layer in integers, scalar: sums of 64 bits, one weight at a time. The oracle of the
+// other backends.
+#include "kernels/backend_local.h"
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/kernel_table.h"
+
+namespace tac::kernels::scalar {
+namespace {
+
+static inline std::uint32_t bits_of(float v) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+static inline float float_of(std::uint32_t bits) {
+  float v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
+static inline std::size_t code_of(const std::uint8_t* row_codes, std::size_t k) {
+  const std::size_t i = k % 32;
+  const std::uint8_t pair = row_codes[k / 64 * 32 + i % 16 / 8 * 16 + i / 16 * 8 + i % 8];
+  return k % 64 < 32 ? pair & 0xFU : pair >> 4U;
+}
+
+}  // namespace
+
+double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
+  constexpr std::uint32_t kMagnitude = 0x7FFFFFFF;
+  constexpr std::uint32_t kInfinity = 0x7F800000;
+  for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
+  std::uint32_t max_bits = 0;
+  for (std::size_t k = 0; k < count; ++k) {
+    const std::uint32_t magnitude = bits_of(x[k]) & kMagnitude;
+    max_bits = magnitude > max_bits ? magnitude : max_bits;
+  }
+  if (max_bits == 0 || max_bits >= kInfinity) {
+    for (std::size_t k = 0; k < count; ++k) q[k] = 0;
+    return max_bits == 0 ? 1.0 : static_cast<double>(float_of(0x7FC00000));
+  }
+  const float max = float_of(max_bits);
+  const float pre = max < 0x1p-64F ? 0x1p64F : 1.0F;
+  const float mul = float_of(bits_of(32767.0F / (max * pre)) & 0xFFFF0000U);
+  for (std::size_t k = 0; k < count; ++k) {
+    // Adding 1.5 * 2^23 leaves the integer in the fraction, rounded as the sum is: to even.
+    const float v = x[k] * pre * mul;
+    q[k] = static_cast<std::int16_t>((v + 0x1.8p23F) - 0x1.8p23F);
+  }
+  return 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+}
+
+void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,
+                         std::size_t batch, std::size_t q_stride, const double* units,
+                         std::size_t row_begin, std::size_t row_end, float* y,
+                         std::size_t y_stride) {
+  for (std::size_t n = 0; n < batch; ++n) {
+    for (std::size_t row = row_begin; row < row_end; ++row) {
+      const std::uint8_t* codes = params.codes + row * (params.k_padded / 2);
+      std::int64_t sum = 0;
+      for (std::size_t k = 0; k < params.in_features; ++k) {
+        sum += static_cast<std::int64_t>(params.levels[code_of(codes, k)]) * q[n * q_stride + k];
+      }
+      y[n * y_stride + row] =
+          params.bias[row] + static_cast<float>(static_cast<double>(sum) * units[n]);
+    }
+  }
+}
+
+void codebook_linear_i16_sliced(const CodebookSlicedParams& params, const std::int16_t* q,
+                                std::size_t batch, std::size_t q_stride, const double* units,
+                                std::size_t tile_begin, std::size_t tile_end, float* y,
+                                std::size_t y_stride) {
+  for (std::size_t n = 0; n < batch; ++n) {
+    for (std::size_t lane = tile_begin * kCodebookTile; lane < tile_end * kCodebookTile; ++lane) {
+      const std::uint32_t row = params.rows[lane];
+      if (row >= params.out_features) continue;
+      const std::size_t tile = lane / kCodebookTile;
+      std::int64_t sum = 0;
+      for (std::size_t group = params.tiles[tile]; group < params.tiles[tile + 1]; ++group) {
+        const std::int16_t* window = q + n * q_stride + params.starts[group];
+        for (std::size_t step = 0; step < params.group_steps; ++step) {
+          const std::uint16_t* words = params.entries +
+                                       (group * params.group_steps + step) * 2 * kCodebookTile +
+                                       lane % kCodebookTile * 2;
+          for (std::size_t i = 0; i < 2; ++i) {
+            sum +=
+                static_cast<std::int64_t>(params.levels[words[i] >> 6U]) * window[words[i] & 63U];
+          }
+        }
+      }
+      y[n * y_stride + row] =
+          params.bias[row] + static_cast<float>(static_cast<double>(sum) * units[n]);
+    }
+  }
+}
+
+}  // namespace tac::kernels::scalar

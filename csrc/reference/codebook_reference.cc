@@ -1,0 +1,46 @@
+#include "reference/codebook_reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tac::reference {
+
+Quantized quantize_i16(std::span<const float> x) {
+  Quantized out;
+  out.q.resize(x.size());
+  float largest = 0.0F;
+  for (const float v : x) {
+    if (!std::isfinite(v)) {
+      out.unit = std::numeric_limits<double>::quiet_NaN();
+      return out;
+    }
+    largest = std::max(largest, std::fabs(v));
+  }
+  if (largest == 0.0F) return out;
+  const float pre = largest < std::ldexp(1.0F, -64) ? std::ldexp(1.0F, 64) : 1.0F;
+  int exponent = 0;
+  const float fraction = std::frexp(32767.0F / (largest * pre), &exponent);
+  const float mul = std::ldexp(std::floor(fraction * 256.0F) / 256.0F, exponent);
+  for (std::size_t k = 0; k < x.size(); ++k) {
+    const float scaled = x[k] * pre;
+    out.q[k] = static_cast<std::int16_t>(std::nearbyint(scaled * mul));
+  }
+  out.unit = 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+  return out;
+}
+
+std::vector<float> integer_linear(std::span<const std::int16_t> q, double unit,
+                                  std::span<const std::int32_t> levels,
+                                  std::span<const float> bias) {
+  std::vector<float> y(bias.size());
+  for (std::size_t o = 0; o < bias.size(); ++o) {
+    std::int64_t sum = 0;
+    for (std::size_t k = 0; k < q.size(); ++k) sum += std::int64_t{levels[o * q.size() + k]} * q[k];
+    const auto product = static_cast<float>(static_cast<double>(sum) * unit);
+    y[o] = bias[o] + product;
+  }
+  return y;
+}
+
+}  // namespace tac::reference

@@ -1,0 +1,24 @@
+// The codebook layer in integers, in plain loops on unpacked weights. For tests; shares no code
+// with the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace tac::reference {
+
+// One sample as 16-bit integers, and what one unit stands for (NaN: a value is not finite).
+struct Quantized {
+  std::vector<std::int16_t> q;
+  double unit = 1.0;
+};
+Quantized quantize_i16(std::span<const float> x);
+
+// [outputs] of one sample; levels [outputs][inputs]; `unit` with the scale of the levels in it.
+std::vector<float> integer_linear(std::span<const std::int16_t> q, double unit,
+                                  std::span<const std::int32_t> levels,
+                                  std::span<const float> bias);
+
+}  // namespace tac::reference

@@ -1,0 +1,228 @@
+#include "runtime/codebook_layout.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "runtime/layout.h"
+
+namespace tac {
+
+namespace {
+
+using kernels::kCodebookTile;
+using kernels::kCodebookWindow;
+
+// A code whose level is 0.
+constexpr std::uint32_t kFill = 16U << 6U;
+
+// One code a byte.
+std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
+                                       std::size_t code_bits) {
+  const std::size_t per_byte = 8 / code_bits;
+  auto codes = std::make_unique_for_overwrite<std::uint8_t[]>(packed.size() * per_byte);
+  std::uint8_t* out = codes.get();
+  if (code_bits == 4) {
+    for (std::size_t i = 0; i < packed.size(); ++i) {
+      out[2 * i] = packed[i] & 0xFU;
+      out[2 * i + 1] = packed[i] >> 4U;
+    }
+    return codes;
+  }
+  const unsigned mask = (1U << code_bits) - 1U;
+  for (const std::uint8_t byte : packed) {
+    for (std::size_t i = 0; i < per_byte; ++i)
+      *out++ = static_cast<std::uint8_t>(byte >> (i * code_bits) & mask);
+  }
+  return codes;
+}
+
+// The weights of one lane of a tile, and how far they are scheduled.
+struct Lane {
+  std::vector<std::uint32_t> items;  // column, and from bit 22 on the code
+  std::vector<std::uint32_t> sums;   // of the |levels| before each
+  std::size_t next = 0, size = 0;
+
+  void fill(const CodebookRows::Row& row, const std::array<std::int32_t, 16>& magnitudes,
+            std::size_t padding) {
+    items.resize(row.codes.size() + padding);
+    sums.resize(row.codes.size() + padding + 1);
+    next = size = 0;
+    std::uint32_t sum = 0;
+    for (std::size_t i = 0; i < row.codes.size(); ++i) {
+      const std::uint8_t code = row.codes[i];
+      // Overwritten by the next one where the level is 0.
+      items[size] = row.positions[i] | std::uint32_t{code} << 22U;
+      sums[size] = sum;
+      sum += static_cast<std::uint32_t>(magnitudes[code]);
+      size += magnitudes[code] != 0;
+    }
+    // What follows the last one never fits.
+    sums[size] = sum;
+    std::fill_n(sums.begin() + static_cast<std::ptrdiff_t>(size) + 1, padding, UINT32_MAX);
+  }
+  std::uint32_t position() const noexcept { return items[next] & 0xFFFFU; }
+
+  // Writes the next weights that fit a group of G steps into the words of this lane. Free of
+  // branches: what does not fit is counted, not found.
+  template <std::size_t G>
+  void take(std::uint32_t start, std::uint16_t* words) noexcept {
+    const std::uint32_t* item = items.data() + next;
+    const std::uint32_t* sum = sums.data() + next;
+    const std::uint32_t limit = sum[0] + static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
+    std::array<std::uint32_t, 2 * G> fits;
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * G; ++i) {
+      fits[i] = static_cast<std::uint32_t>((item[i] & 0xFFFFU) - start < kCodebookWindow) &
+                static_cast<std::uint32_t>(sum[i + 1] <= limit);
+    }
+#pragma GCC unroll 8
+    for (std::size_t i = 0; i < 2 * G; ++i) {
+      const std::uint32_t word = ((item[i] & 0xFFFFU) - start) | item[i] >> 16U;
+      words[i / 2 * 2 * kCodebookTile + i % 2] =
+          static_cast<std::uint16_t>(kFill ^ ((word ^ kFill) & (0U - fits[i])));
+      next += fits[i];
+    }
+  }
+};
+
+// Words that grow in place of a vector: what is written is where it stays, aligned.
+struct Words {
+  AlignedBuffer<std::uint16_t> buffer;
+  std::size_t size = 0;
+
+  explicit Words(std::size_t capacity) : buffer(capacity) {}
+  std::uint16_t* append(std::size_t count) {
+    if (size + count > buffer.size()) {
+      AlignedBuffer<std::uint16_t> larger(buffer.size() + buffer.size() / 8 + count);
+      if (size != 0) std::memcpy(larger.data(), buffer.data(), size * sizeof(std::uint16_t));
+      buffer = std::move(larger);
+    }
+    std::uint16_t* begin = buffer.data() + size;
+    size += count;
+    return begin;
+  }
+};
+
+// Whether the tile fitted.
+template <std::size_t G>
+bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_words, Words& words,
+                std::vector<std::uint16_t>& starts) {
+  constexpr std::size_t kGroupWords = G * 2 * kCodebookTile;
+  for (;;) {
+    std::uint32_t start = UINT32_MAX;
+    for (const Lane& lane : lanes)
+      if (lane.next < lane.size) start = std::min(start, lane.position());
+    if (start == UINT32_MAX) return true;
+    if (words.size + kGroupWords > max_words) return false;
+    std::uint16_t* group = words.append(kGroupWords);
+    starts.push_back(static_cast<std::uint16_t>(start));
+    for (std::size_t l = 0; l < kCodebookTile; ++l) lanes[l].take<G>(start, group + 2 * l);
+  }
+}
+
+}  // namespace
+
+CodebookRows::CodebookRows(const CodebookLinear& op, std::size_t rows, std::size_t columns)
+    : columns_(columns),
+      bitmap_(op.bitmap.view()),
+      codes_(unpack(op.codes.view(), static_cast<std::size_t>(op.code_bits))),
+      begins_(rows + 1),
+      positions_(columns) {
+  if (bitmap_.empty()) {
+    for (std::size_t r = 0; r <= rows; ++r) begins_[r] = r * columns;
+    std::iota(positions_.begin(), positions_.end(), 0U);
+    return;
+  }
+  const std::size_t words = ceil_div(columns, kWordBits);
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::size_t count = 0;
+    for (std::size_t w = r * words; w < (r + 1) * words; ++w)
+      count += static_cast<std::size_t>(std::popcount(bitmap_[w]));
+    begins_[r + 1] = begins_[r] + count;
+  }
+}
+
+CodebookRows::Row CodebookRows::row(std::size_t index) {
+  if (!bitmap_.empty()) {
+    const std::size_t words = ceil_div(columns_, kWordBits);
+    std::uint32_t* out = positions_.data();
+    for (std::size_t w = 0; w < words; ++w) {
+      for (std::uint32_t word = bitmap_[index * words + w]; word != 0; word &= word - 1)
+        *out++ = static_cast<std::uint32_t>(w * kWordBits) +
+                 static_cast<std::uint32_t>(std::countr_zero(word));
+    }
+  }
+  return {std::span<const std::uint8_t>(codes_.get() + begins_[index], size(index)),
+          std::span(positions_).first(size(index))};
+}
+
+std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
+                                             std::size_t columns,
+                                             std::span<const std::int32_t> levels) {
+  const std::size_t max_words = rows * columns / 16 * kMaxSlicedBits + 16 * 64 * kCodebookTile;
+  std::size_t coded = 0;
+  for (std::size_t r = 0; r < rows; ++r) coded += weights.size(r);
+  if (coded > max_words) return std::nullopt;
+
+  SlicedCodebook sliced;
+  // Sparser layers have fewer weights in a window; 4 steps take 8 of them.
+  sliced.group_steps = coded * 7 >= rows * columns ? 4 : 2;
+  const std::size_t per_lane = 2 * sliced.group_steps;
+  std::array<std::int32_t, 16> magnitudes{};
+  for (std::size_t i = 0; i < levels.size(); ++i) magnitudes[i] = std::abs(levels[i]);
+  // Rows of about the same length share a tile.
+  sliced.rows.resize(round_up(rows, kCodebookTile), static_cast<std::uint32_t>(rows));
+  std::iota(sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows), 0U);
+  std::stable_sort(
+      sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows),
+      [&](std::uint32_t a, std::uint32_t b) { return weights.size(a) > weights.size(b); });
+
+  Words words(std::min(max_words, coded + coded / 6));
+  std::array<Lane, kCodebookTile> lanes;
+  sliced.tiles.push_back(0);
+  for (std::size_t tile = 0; tile < sliced.rows.size(); tile += kCodebookTile) {
+    for (std::size_t l = 0; l < kCodebookTile; ++l) {
+      const std::uint32_t r = sliced.rows[tile + l];
+      lanes[l].fill(r < rows ? weights.row(r) : CodebookRows::Row{}, magnitudes, per_lane);
+    }
+    const bool fits = sliced.group_steps == 4
+                          ? slice_tile<4>(lanes, max_words, words, sliced.starts)
+                          : slice_tile<2>(lanes, max_words, words, sliced.starts);
+    if (!fits) return std::nullopt;
+    sliced.tiles.push_back(static_cast<std::uint32_t>(sliced.starts.size()));
+  }
+  sliced.entries = std::move(words.buffer);
+  return sliced;
+}
+
+AlignedBuffer<std::uint8_t> dense_codebook(CodebookRows& weights, std::size_t rows,
+                                           std::size_t columns, std::uint8_t zero_code) {
+  const std::size_t row_bytes = round_up(columns, kernels::kCodebookDenseAlign) / 2;
+  AlignedBuffer<std::uint8_t> packed(rows * row_bytes);
+  std::vector<std::uint8_t> codes(2 * row_bytes);
+  for (std::size_t r = 0; r < rows; ++r) {
+    const CodebookRows::Row row = weights.row(r);
+    std::fill(codes.begin(), codes.end(), zero_code);
+    for (std::size_t i = 0; i < row.codes.size(); ++i) codes[row.positions[i]] = row.codes[i];
+    std::uint8_t* out = packed.data() + r * row_bytes;
+    for (std::size_t run = 0; run < row_bytes; run += 32) {
+      for (std::size_t lane = 0; lane < 2; ++lane) {
+        for (std::size_t half = 0; half < 2; ++half) {
+          const std::uint8_t* low = codes.data() + 2 * run + 16 * half + 8 * lane;
+          for (std::size_t p = 0; p < 8; ++p) {
+            out[run + 16 * lane + 8 * half + p] =
+                static_cast<std::uint8_t>(low[p] | low[32 + p] << 4U);
+          }
+        }
+      }
+    }
+  }
+  return packed;
+}
+
+}  // namespace tac

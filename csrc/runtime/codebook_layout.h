@@ -1,0 +1,62 @@
+// From the codes of a file to the layouts of the integer codebook kernels.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "ir/ops.h"
+
+namespace tac {
+
+// The weights of a codebook layer, row by row, those without a code left out.
+class CodebookRows {
+ public:
+  CodebookRows(const CodebookLinear& op, std::size_t rows, std::size_t columns);
+
+  struct Row {
+    std::span<const std::uint8_t> codes;       // one a byte, columns ascending
+    std::span<const std::uint32_t> positions;  // their columns
+  };
+  // Rows in any order; what a call returns lasts until the next.
+  Row row(std::size_t index);
+  // Weights of a row that have a code.
+  std::size_t size(std::size_t index) const noexcept { return begins_[index + 1] - begins_[index]; }
+
+ private:
+  std::size_t columns_;
+  std::span<const std::uint32_t> bitmap_;
+  std::unique_ptr<std::uint8_t[]> codes_;
+  std::vector<std::size_t> begins_;  // [rows + 1] into codes_
+  std::vector<std::uint32_t> positions_;
+};
+
+// codebook_linear_i16_sliced (kernels/codebook_i16/codebook_i16.h).
+struct SlicedCodebook {
+  std::size_t group_steps = 0;
+  AlignedBuffer<std::uint16_t> entries;  // room for more than the groups
+  std::vector<std::uint16_t> starts;
+  std::vector<std::uint32_t> tiles, rows;
+
+  std::size_t bytes() const noexcept {
+    return entries.bytes() + 2 * starts.size() + 4 * (tiles.size() + rows.size());
+  }
+};
+
+// Nothing where the sliced form would take more than kMaxSlicedBits per weight position: layers
+// with few zeros, or with zeros that no order of the work can use.
+inline constexpr std::size_t kMaxSlicedBits = 9;
+std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
+                                             std::size_t columns,
+                                             std::span<const std::int32_t> levels);
+
+// codebook_linear_i16: [rows][round_up(columns, 64) / 2]; zero_code for weights without a code.
+AlignedBuffer<std::uint8_t> dense_codebook(CodebookRows& weights, std::size_t rows,
+                                           std::size_t columns, std::uint8_t zero_code);
+
+}  // namespace tac

@@ -1,0 +1,358 @@
+#include "kernels/codebook_i16/codebook_i16.h"
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "backends_under_test.h"
+#include "base/aligned_buffer.h"
+#include "float_testing.h"
+#include "reference/codebook_reference.h"
+
+namespace tac::kernels {
+namespace {
+
+using test::GuardedBuffer;
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+class QuantizeF32I16 : public testing::TestWithParam<BackendInfo> {
+ protected:
+  void SetUp() override {
+    if (GetParam().table->quantize_f32_i16 == nullptr)
+      GTEST_SKIP() << "served by the next backend down";
+  }
+  void check(const std::vector<float>& x, std::size_t offset = 0) {
+    GuardedBuffer<float> in(x.size(), offset);
+    test::fill(in, x);
+    GuardedBuffer<std::int16_t> q(x.size() + kCodebookWindow);
+    std::fill_n(q.data(), q.size(), std::int16_t{77});
+    const double unit = GetParam().table->quantize_f32_i16(in.data(), x.size(), q.data());
+    const reference::Quantized expected = reference::quantize_i16(x);
+    if (std::isnan(expected.unit)) {
+      EXPECT_TRUE(std::isnan(unit));
+    } else {
+      EXPECT_EQ(unit, expected.unit);
+    }
+    for (std::size_t k = 0; k < q.size(); ++k)
+      ASSERT_EQ(q[k], k < x.size() ? expected.q[k] : 0) << k << " of " << x.size();
+    EXPECT_TRUE(q.intact());
+  }
+};
+
+TEST_P(QuantizeF32I16, AgreesWithReferenceForEverySizeAndMagnitude) {
+  test::Random random(1);
+  for (const std::size_t count : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 1000}) {
+    for (const float magnitude :
+         {1.0F, 1e-45F, 1e-38F, 0x1p-64F, 0x1.fffffep-65F, 3e-5F, 255.0F, 12345.0F, 1e20F, 3e38F}) {
+      std::vector<float> x = random.values(count, test::Data::kReal);
+      for (float& v : x) v *= 0.25F * magnitude;
+      check(x, count % 3);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(QuantizeF32I16, KeepsSmallIntegersAndTheirHalvesExact) {
+  for (const float step : {1.0F, 0.5F, 0.25F}) {
+    std::vector<float> x(64);
+    std::iota(x.begin(), x.end(), -32.0F);
+    for (float& v : x) v *= step;
+    check(x);
+    const reference::Quantized quantized = reference::quantize_i16(x);
+    for (std::size_t k = 0; k < x.size(); ++k)
+      EXPECT_EQ(static_cast<float>(quantized.q[k] * quantized.unit), x[k]);
+  }
+}
+
+TEST_P(QuantizeF32I16, RoundsTiesToEven) {
+  // 32640 / 2^14: the multiplier is 2^14, so these end in .5.
+  check({0x1.fep0F, 0x1.8p-14F, 0x1.4p-13F, -0x1.8p-14F, 0x1p-15F, -0x1p-15F});
+}
+
+TEST_P(QuantizeF32I16, GivesZerosForZerosAndForWhatIsNotFinite) {
+  check({0.0F, -0.0F, 0.0F});
+  for (const float bad : {kInf, -kInf, NAN, -NAN}) {
+    for (const std::size_t at : {0, 15, 16, 19}) {
+      std::vector<float> x(20, 1.0F);
+      x[at] = bad;
+      check(x);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, QuantizeF32I16, testing::ValuesIn(test::backends_under_test()),
+                         test::backend_test_name);
+
+struct Case {
+  std::size_t batch, inputs, outputs;
+  std::size_t zeros_in_8 = 4;  // weights of 0, of 8
+  bool extreme = false;        // all levels and inputs at their limits
+  std::size_t gap = 0, offset = 0;
+  std::size_t group_steps = 4;
+  int max_level = 32767;
+};
+
+// Weights and inputs of one case, with the outputs expected.
+struct Problem {
+  explicit Problem(const Case& c)
+      : levels(32),
+        codes(c.outputs * c.inputs),
+        bias(c.outputs),
+        q_stride((c.inputs + kCodebookWindow + 31) / 32 * 32),
+        q(c.batch * q_stride),
+        units(c.batch) {
+    test::Random random(static_cast<std::uint32_t>(c.inputs * 131 + c.outputs * 7 + c.batch));
+    // Code 15 and those past it are zero.
+    for (std::size_t i = 0; i < 15; ++i) {
+      const auto level = static_cast<std::int16_t>(
+          static_cast<int>(random.below(2 * static_cast<std::size_t>(c.max_level) + 1)) -
+          c.max_level);
+      levels[i] = c.extreme ? static_cast<std::int16_t>(c.max_level) : level;
+    }
+    for (std::uint8_t& code : codes)
+      code = static_cast<std::uint8_t>(random.below(8) < c.zeros_in_8 ? 15 : random.below(15));
+    for (std::size_t o = 0; o < c.outputs; ++o) bias[o] = random.value(test::Data::kReal);
+    std::vector<std::int32_t> weights(codes.size());
+    for (std::size_t i = 0; i < codes.size(); ++i) weights[i] = levels[codes[i]];
+    for (std::size_t n = 0; n < c.batch; ++n) {
+      for (std::size_t k = 0; k < c.inputs; ++k) {
+        const auto value = static_cast<std::int16_t>(static_cast<int>(random.below(65535)) - 32767);
+        q[n * q_stride + k] =
+            c.extreme ? static_cast<std::int16_t>(n % 2 == 0 ? 32767 : -32767) : value;
+      }
+      units[n] = std::ldexp(1.0 + 0.1 * static_cast<double>(n), -30);
+      const std::vector<float> y = reference::integer_linear(
+          {q.data() + n * q_stride, c.inputs}, units[n], weights, {bias.data(), c.outputs});
+      expected.insert(expected.end(), y.begin(), y.end());
+    }
+  }
+
+  AlignedBuffer<std::int16_t> levels;
+  std::vector<std::uint8_t> codes;
+  GuardedBuffer<float> bias;
+  std::size_t q_stride;
+  AlignedBuffer<std::int16_t> q;
+  std::vector<double> units;
+  std::vector<float> expected;  // [batch][outputs]
+};
+
+// Outputs of rows in [begin, end) are as expected, the others untouched.
+void check_outputs(const Case& c, const Problem& problem, GuardedBuffer<float>& y,
+                   const std::function<bool(std::size_t)>& written) {
+  const std::size_t stride = c.outputs + c.gap;
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    const std::size_t o = i % stride;
+    const float expected = o < c.outputs && written(o)
+                               ? problem.expected[i / stride * c.outputs + o]
+                               : test::kUntouched;
+    ASSERT_TRUE(test::same_bits(y[i], expected))
+        << "output " << o << " of sample " << i / stride << ": " << y[i] << ", expected "
+        << expected << "; batch " << c.batch << " inputs " << c.inputs << " outputs " << c.outputs;
+  }
+  EXPECT_TRUE(y.intact());
+}
+
+class CodebookLinearI16 : public testing::TestWithParam<BackendInfo> {
+ protected:
+  void SetUp() override {
+    if (GetParam().table->codebook_linear_i16 == nullptr)
+      GTEST_SKIP() << "served by the next backend down";
+  }
+  void check(const Case& c, std::size_t row_begin = 0, std::size_t row_end = SIZE_MAX) {
+    Problem problem(c);
+    const std::size_t k_padded =
+        (c.inputs + kCodebookDenseAlign - 1) / kCodebookDenseAlign * kCodebookDenseAlign;
+    // Padding has a code that is not zero, and meets inputs of 0.
+    GuardedBuffer<std::uint8_t> codes(c.outputs * k_padded / 2);
+    std::fill_n(codes.data(), codes.size(), std::uint8_t{0});
+    for (std::size_t o = 0; o < c.outputs; ++o) {
+      for (std::size_t k = 0; k < c.inputs; ++k) {
+        const std::size_t p = k % 8;
+        const std::size_t lane = k / 8 % 2;
+        const std::size_t half = k / 16 % 2;
+        const bool high = k / 32 % 2 != 0;
+        codes[o * k_padded / 2 + k / 64 * 32 + lane * 16 + half * 8 + p] |=
+            static_cast<std::uint8_t>(problem.codes[o * c.inputs + k] << (high ? 4 : 0));
+      }
+    }
+    std::int32_t max_level = 0;
+    for (const std::int16_t level : problem.levels.view())
+      max_level = std::max(max_level, std::abs(std::int32_t{level}));
+    const CodebookDenseParams params{.in_features = c.inputs,
+                                     .k_padded = k_padded,
+                                     .codes = codes.data(),
+                                     .levels = problem.levels.data(),
+                                     .max_level = max_level,
+                                     .bias = problem.bias.data()};
+    const std::size_t stride = c.outputs + c.gap;
+    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * stride + c.outputs, c.offset);
+    std::fill_n(y.data(), y.size(), test::kUntouched);
+    row_end = std::min(row_end, c.outputs);
+    GetParam().table->codebook_linear_i16(params, problem.q.data(), c.batch, problem.q_stride,
+                                          problem.units.data(), row_begin, row_end, y.data(),
+                                          stride);
+    check_outputs(c, problem, y, [&](std::size_t o) { return o >= row_begin && o < row_end; });
+  }
+};
+
+TEST_P(CodebookLinearI16, IsExactForEverySize) {
+  for (const std::size_t inputs : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000}) {
+    for (const std::size_t batch : {0, 1, 2, 3, 4, 5, 9}) {
+      for (const std::size_t outputs : {1, 4, 7, 18}) {
+        check({.batch = batch, .inputs = inputs, .outputs = outputs});
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16, WritesOnlyTheRowsAskedForBetweenGaps) {
+  for (std::size_t begin = 0; begin <= 10; ++begin) {
+    for (std::size_t end = begin; end <= 10; ++end)
+      check({.batch = 5, .inputs = 130, .outputs = 10, .gap = 3, .offset = 1}, begin, end);
+  }
+}
+
+TEST_P(CodebookLinearI16, IsExactAtTheLimitOfLevelsInputsAndLength) {
+  for (const int max_level : {32767, 16384, 16383}) {
+    check({.batch = 2,
+           .inputs = 65536,
+           .outputs = 3,
+           .zeros_in_8 = 0,
+           .extreme = true,
+           .max_level = max_level});
+    check({.batch = 5, .inputs = 200, .outputs = 9, .max_level = max_level});
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16, testing::ValuesIn(test::backends_under_test()),
+                         test::backend_test_name);
+
+class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
+ protected:
+  void SetUp() override {
+    if (GetParam().table->codebook_linear_i16_sliced == nullptr)
+      GTEST_SKIP() << "served by the next backend down";
+  }
+
+  // A plain schedule: windows of 64 inputs side by side, each as often as the fullest lane needs,
+  // every other one moved to the left as far as its weights allow. Rows go to lanes from the last
+  // to the first.
+  void check(const Case& c, std::size_t tile_begin = 0, std::size_t tile_end = SIZE_MAX) {
+    Problem problem(c);
+    const std::size_t n_tiles = (c.outputs + 15) / 16;
+    const std::size_t group_words = c.group_steps * 32;
+    std::vector<std::uint32_t> rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs));
+    for (std::size_t o = 0; o < c.outputs; ++o)
+      rows[o] = static_cast<std::uint32_t>(c.outputs - 1 - o);
+    std::vector<std::uint16_t> words, starts;
+    std::vector<std::uint32_t> tiles{0};
+    for (std::size_t tile = 0; tile < n_tiles; ++tile) {
+      for (std::size_t window = 0; window < c.inputs; window += 64) {
+        std::vector<std::vector<std::size_t>> left(16);
+        bool any = false;
+        for (std::size_t l = 0; l < 16; ++l) {
+          for (std::size_t k = window; k < std::min(window + 64, c.inputs); ++k) {
+            const std::uint32_t row = rows[tile * 16 + l];
+            if (row >= c.outputs || problem.codes[row * c.inputs + k] == 15) continue;
+            left[l].push_back(k);
+            any = true;
+          }
+        }
+        while (any) {
+          any = false;
+          std::size_t last = window;
+          for (const auto& lane : left)
+            for (const std::size_t k : lane) last = std::max(last, k);
+          const std::size_t start =
+              starts.size() % 2 == 1 && last >= 63 ? std::min(last - 63, window) : window;
+          starts.push_back(static_cast<std::uint16_t>(start));
+          const std::size_t base = words.size();
+          words.resize(base + group_words, 16U << 6U);
+          for (std::size_t l = 0; l < 16; ++l) {
+            std::int32_t sum = 0;
+            std::size_t taken = 0;
+            for (; taken < std::min(left[l].size(), 2 * c.group_steps); ++taken) {
+              const std::size_t k = left[l][taken];
+              const std::uint8_t code = problem.codes[rows[tile * 16 + l] * c.inputs + k];
+              sum += std::abs(std::int32_t{problem.levels[code]});
+              if (sum > kCodebookGroupSum) break;
+              words[base + taken / 2 * 32 + 2 * l + taken % 2] =
+                  static_cast<std::uint16_t>((k - start) | std::size_t{code} << 6U);
+            }
+            left[l].erase(left[l].begin(), left[l].begin() + static_cast<std::ptrdiff_t>(taken));
+            any = any || !left[l].empty();
+          }
+        }
+      }
+      tiles.push_back(static_cast<std::uint32_t>(starts.size()));
+    }
+    AlignedBuffer<std::uint16_t> entries(words.size());
+    std::copy(words.begin(), words.end(), entries.data());
+    const CodebookSlicedParams params{.out_features = c.outputs,
+                                      .group_steps = c.group_steps,
+                                      .entries = entries.data(),
+                                      .starts = starts.data(),
+                                      .tiles = tiles.data(),
+                                      .rows = rows.data(),
+                                      .levels = problem.levels.data(),
+                                      .bias = problem.bias.data()};
+    const std::size_t stride = c.outputs + c.gap;
+    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * stride + c.outputs, c.offset);
+    std::fill_n(y.data(), y.size(), test::kUntouched);
+    tile_end = std::min(tile_end, n_tiles);
+    GetParam().table->codebook_linear_i16_sliced(params, problem.q.data(), c.batch,
+                                                 problem.q_stride, problem.units.data(), tile_begin,
+                                                 tile_end, y.data(), stride);
+    check_outputs(c, problem, y, [&](std::size_t o) {
+      const std::size_t lane = c.outputs - 1 - o;
+      return lane / 16 >= tile_begin && lane / 16 < tile_end;
+    });
+  }
+};
+
+TEST_P(CodebookLinearI16Sliced, IsExactForEverySize) {
+  for (const std::size_t inputs : {1, 2, 31, 32, 33, 63, 64, 65, 100, 129, 700}) {
+    for (const std::size_t batch : {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 17}) {
+      for (const std::size_t outputs : {1, 15, 16, 17, 40}) {
+        for (const std::size_t steps : {2, 4}) {
+          check({.batch = batch, .inputs = inputs, .outputs = outputs, .group_steps = steps});
+          if (HasFailure()) return;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16Sliced, IsExactForEveryShareOfZeros) {
+  for (const std::size_t zeros : {0, 1, 7, 8})
+    check({.batch = 5, .inputs = 300, .outputs = 33, .zeros_in_8 = zeros});
+}
+
+TEST_P(CodebookLinearI16Sliced, WritesOnlyTheTilesAskedForBetweenGaps) {
+  for (std::size_t begin = 0; begin <= 3; ++begin) {
+    for (std::size_t end = begin; end <= 3; ++end)
+      check({.batch = 5, .inputs = 130, .outputs = 45, .gap = 3, .offset = 1}, begin, end);
+  }
+}
+
+TEST_P(CodebookLinearI16Sliced, IsExactAtTheLimitOfLevelsInputsAndLength) {
+  for (const std::size_t batch : {1, 4}) {
+    for (const int max_level : {32767, 16383}) {
+      check({.batch = batch,
+             .inputs = 65536,
+             .outputs = 3,
+             .zeros_in_8 = 0,
+             .extreme = true,
+             .max_level = max_level});
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16Sliced,
+                         testing::ValuesIn(test::backends_under_test()), test::backend_test_name);
+
+}  // namespace
+}  // namespace tac::kernels

@@ -1,0 +1,141 @@
+#include "runtime/codebook_layout.h"
+
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <random>
+
+#include "format/writer.h"
+#include "kernels/codebook_i16/codebook_i16.h"
+
+namespace tac {
+namespace {
+
+using kernels::kCodebookTile;
+
+// A layer from its weights as codes; 15 stands for zero. Code i has level levels[i].
+struct Layer {
+  Layer(std::size_t rows, std::size_t columns,
+        const std::function<int(std::size_t, std::size_t)>& code)
+      : rows(rows), columns(columns) {
+    const std::size_t words = (columns + 31) / 32;
+    std::vector<std::uint32_t> bitmap(rows * words);
+    std::vector<std::uint8_t> packed;
+    std::size_t n_coded = 0;
+    for (std::size_t o = 0; o < rows; ++o) {
+      for (std::size_t k = 0; k < columns; ++k) {
+        codes.push_back(code(o, k));
+        if (codes.back() == 15) continue;
+        bitmap[o * words + k / 32] |= 1U << (k % 32);
+        if (n_coded % 2 == 0) packed.push_back(0);
+        packed.back() =
+            static_cast<std::uint8_t>(packed.back() | codes.back() << (n_coded % 2 * 4));
+        ++n_coded;
+      }
+    }
+    op.bitmap = writer.own_array<std::uint32_t>(bitmap);
+    op.codes = writer.own_array<std::uint8_t>(packed);
+    levels = {1, -2, 3, 40, -500, 6000, 16383, -16383, 32767, -32767, 9, 10, 0, 12, 13};
+  }
+  std::optional<SlicedCodebook> slice() {
+    CodebookRows weights(op, rows, columns);
+    return slice_codebook(weights, rows, columns, levels);
+  }
+
+  std::size_t rows, columns;
+  std::vector<int> codes;
+  ModelWriter writer;
+  CodebookLinear op;
+  std::vector<std::int32_t> levels;
+};
+
+// Every weight with a level is in its row once, and no group breaks its promises.
+void expect_complete(Layer& layer, const SlicedCodebook& sliced) {
+  std::vector<int> found(layer.codes.size(), 15);
+  ASSERT_EQ(sliced.rows.size(), (layer.rows + 15) / 16 * 16);
+  ASSERT_EQ(sliced.tiles.back(), sliced.starts.size());
+  for (std::size_t tile = 0; tile + 1 < sliced.tiles.size(); ++tile) {
+    for (std::size_t group = sliced.tiles[tile]; group < sliced.tiles[tile + 1]; ++group) {
+      ASSERT_LT(sliced.starts[group], layer.columns);
+      for (std::size_t lane = 0; lane < kCodebookTile; ++lane) {
+        const std::size_t row = sliced.rows[tile * kCodebookTile + lane];
+        std::int32_t sum = 0;
+        for (std::size_t i = 0; i < 2 * sliced.group_steps; ++i) {
+          const std::uint16_t word =
+              sliced.entries[(group * sliced.group_steps + i / 2) * 32 + 2 * lane + i % 2];
+          if (word >> 6U == 16) continue;
+          const std::size_t k = sliced.starts[group] + (word & 63U);
+          ASSERT_LT(row, layer.rows);
+          ASSERT_LT(k, layer.columns);
+          ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
+          found[row * layer.columns + k] = word >> 6U;
+          sum += std::abs(layer.levels[word >> 6U]);
+        }
+        ASSERT_LE(sum, kernels::kCodebookGroupSum);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < found.size(); ++i)
+    ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
+}
+
+TEST(SliceCodebook, HoldsEveryWeightOnce) {
+  std::mt19937 engine(3);
+  for (const std::size_t rows : {1, 16, 17, 50}) {
+    for (const std::size_t columns : {1, 31, 64, 65, 500}) {
+      for (const unsigned zeros_in_16 : {6U, 10U, 12U, 15U}) {
+        Layer layer(rows, columns, [&](auto, auto) {
+          return engine() % 16 < zeros_in_16 ? 15 : static_cast<int>(engine() % 15);
+        });
+        const auto sliced = layer.slice();
+        ASSERT_TRUE(sliced);
+        expect_complete(layer, *sliced);
+        if (testing::Test::HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(SliceCodebook, TakesNoSpaceForZeros) {
+  Layer layer(100, 300, [](auto, auto) { return 15; });
+  const auto sliced = layer.slice();
+  ASSERT_TRUE(sliced);
+  EXPECT_EQ(sliced->starts.size(), 0U);
+  expect_complete(layer, *sliced);
+}
+
+TEST(SliceCodebook, WastesLittleOnPrunedLayers) {
+  std::mt19937 engine(3);
+  // Levels as clusters of a normal distribution have them: the larger, the rarer.
+  Layer layer(64, 4096,
+              [&](auto, auto) { return engine() % 4 != 0 ? 15 : static_cast<int>(engine() % 6); });
+  layer.levels = {4000, -4000, 5000, -5000, 6000, -6000, 16383};
+  const auto sliced = layer.slice();
+  ASSERT_TRUE(sliced);
+  const double words = static_cast<double>(sliced->starts.size() * sliced->group_steps * 32);
+  EXPECT_LE(words, 1.2 * 64 * 4096 / 4);
+}
+
+TEST(SliceCodebook, ARowThatIsDenseIsAloneInItsTile) {
+  Layer layer(64, 2048, [](std::size_t o, std::size_t k) {
+    return o == 40 || (o * 31 + k * 7) % 16 == 0 ? static_cast<int>(k % 4) : 15;
+  });
+  const auto sliced = layer.slice();
+  ASSERT_TRUE(sliced);
+  EXPECT_EQ(sliced->rows[0], 40U);
+  expect_complete(layer, *sliced);
+}
+
+TEST(SliceCodebook, RefusesLayersThatItCannotHoldSmall) {
+  Layer full(64, 2048, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
+  EXPECT_FALSE(full.slice());
+  // Each row of a tile has its weights where no other has any.
+  Layer apart(512, 2048, [](std::size_t o, std::size_t k) {
+    return k / 128 == o % 16 ? static_cast<int>(k % 4) : 15;
+  });
+  apart.levels = {32767, -32767, 32767, -32767};  // two weights fill a group
+  EXPECT_FALSE(apart.slice());
+}
+
+}  // namespace
+}  // namespace tac
