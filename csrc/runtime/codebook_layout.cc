@@ -17,8 +17,8 @@ namespace {
 using kernels::kCodebookTile;
 using kernels::kCodebookWindow;
 
-// A code whose level is 0.
-constexpr std::uint32_t kFill = 16U << 6U;
+// Entries of a step.
+constexpr std::size_t kStep = 2 * kCodebookTile;
 
 // One code a byte.
 std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
@@ -81,10 +81,10 @@ struct Lane {
   }
   std::uint32_t position() const noexcept { return items[next] & 0xFFFFU; }
 
-  // Writes the next weights that fit a group of G steps into the words of this lane. Free of
-  // branches: what does not fit is counted, not found.
+  // Writes the next weights that fit a group of G steps into the entries of this lane, and `fill`
+  // into the others. Free of branches: what does not fit is counted, not found.
   template <std::size_t G>
-  void take(std::uint32_t start, std::uint16_t* words) noexcept {
+  void take(std::uint32_t start, std::uint32_t fill, std::uint16_t* entries) noexcept {
     const std::uint32_t* item = items.data() + next;
     const std::uint32_t* sum = sums.data() + next;
     const std::uint32_t limit = sum[0] + static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
@@ -96,46 +96,73 @@ struct Lane {
     }
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < 2 * G; ++i) {
-      const std::uint32_t word = ((item[i] & 0xFFFFU) - start) | item[i] >> 16U;
-      words[i / 2 * 2 * kCodebookTile + i % 2] =
-          static_cast<std::uint16_t>(kFill ^ ((word ^ kFill) & (0U - fits[i])));
+      const std::uint32_t entry = ((item[i] & 0xFFFFU) - start) | item[i] >> 16U;
+      entries[i / 2 * kStep + i % 2] =
+          static_cast<std::uint16_t>(fill ^ ((entry ^ fill) & (0U - fits[i])));
       next += fits[i];
     }
   }
 };
 
-// Words that grow in place of a vector: what is written is where it stays, aligned.
-struct Words {
-  AlignedBuffer<std::uint16_t> buffer;
+// Grows in place of a vector: what is written is where it stays, aligned.
+template <class T>
+struct Growing {
+  AlignedBuffer<T> buffer;
   std::size_t size = 0;
 
-  explicit Words(std::size_t capacity) : buffer(capacity) {}
-  std::uint16_t* append(std::size_t count) {
+  explicit Growing(std::size_t capacity) : buffer(capacity) {}
+  T* append(std::size_t count) {
     if (size + count > buffer.size()) {
-      AlignedBuffer<std::uint16_t> larger(buffer.size() + buffer.size() / 8 + count);
-      if (size != 0) std::memcpy(larger.data(), buffer.data(), size * sizeof(std::uint16_t));
+      AlignedBuffer<T> larger(buffer.size() + buffer.size() / 8 + count);
+      if (size != 0) std::memcpy(larger.data(), buffer.data(), size * sizeof(T));
       buffer = std::move(larger);
     }
-    std::uint16_t* begin = buffer.data() + size;
+    T* begin = buffer.data() + size;
     size += count;
     return begin;
   }
 };
 
+// The groups made so far.
+struct Groups {
+  Growing<std::uint16_t> words;
+  Growing<std::uint8_t> codes;
+  std::vector<std::uint16_t> starts;
+};
+
+// entries [G][kStep], position | code << 6 each, to the kernel's packed form.
+template <std::size_t G>
+void pack_group(const std::uint16_t* entries, std::uint16_t* words, std::uint8_t* codes) noexcept {
+  const auto code = [&](std::size_t step, std::size_t e) {
+    return static_cast<unsigned>(entries[step * kStep + e]) >> 6U;
+  };
+  for (std::size_t i = 0; i < G / 2; ++i) {
+    const std::uint16_t* pair = entries + 2 * i * kStep;
+    for (std::size_t e = 0; e < kStep; ++e) {
+      words[i * kStep + e] = static_cast<std::uint16_t>(
+          (pair[e] & 63U) | (pair[kStep + e] & 63U) << 6U | code(i, e) << 12U);
+    }
+  }
+  for (std::size_t e = 0; e < kStep; ++e) {
+    codes[e] = static_cast<std::uint8_t>(code(G / 2, e) | (G == 4 ? code(3, e) << 4U : 0U));
+  }
+}
+
 // Whether the tile fitted.
 template <std::size_t G>
-bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_words, Words& words,
-                std::vector<std::uint16_t>& starts) {
-  constexpr std::size_t kGroupWords = G * 2 * kCodebookTile;
+bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_entries,
+                std::uint32_t fill_code, Groups& groups) {
+  std::array<std::uint16_t, G * kStep> entries;
   for (;;) {
     std::uint32_t start = UINT32_MAX;
     for (const Lane& lane : lanes)
       if (lane.next < lane.size) start = std::min(start, lane.position());
     if (start == UINT32_MAX) return true;
-    if (words.size + kGroupWords > max_words) return false;
-    std::uint16_t* group = words.append(kGroupWords);
-    starts.push_back(static_cast<std::uint16_t>(start));
-    for (std::size_t l = 0; l < kCodebookTile; ++l) lanes[l].take<G>(start, group + 2 * l);
+    if ((groups.starts.size() + 1) * entries.size() > max_entries) return false;
+    for (std::size_t l = 0; l < kCodebookTile; ++l)
+      lanes[l].take<G>(start, fill_code << 6U, entries.data() + 2 * l);
+    groups.starts.push_back(static_cast<std::uint16_t>(start));
+    pack_group<G>(entries.data(), groups.words.append(G / 2 * kStep), groups.codes.append(kStep));
   }
 }
 
@@ -179,10 +206,13 @@ CodebookRows::Row CodebookRows::row(std::size_t index) {
 std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels) {
-  const std::size_t max_words = rows * columns / 16 * kMaxSlicedBits + 16 * 64 * kCodebookTile;
+  // A code for entries that no weight takes.
+  std::size_t fill_code = 0;
+  while (fill_code < levels.size() && levels[fill_code] != 0) ++fill_code;
+  const std::size_t max_entries = rows * columns / 16 * kMaxSlicedShare + 512 * kStep;
   std::size_t coded = 0;
   for (std::size_t r = 0; r < rows; ++r) coded += weights.size(r);
-  if (coded > max_words) return std::nullopt;
+  if (coded > max_entries || fill_code > 15) return std::nullopt;
 
   SlicedCodebook sliced;
   // Sparser layers have fewer weights in a window; 4 steps take 8 of them.
@@ -197,7 +227,8 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
       sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows),
       [&](std::uint32_t a, std::uint32_t b) { return weights.size(a) > weights.size(b); });
 
-  Words words(std::min(max_words, coded + coded / 6));
+  const std::size_t about = std::min(max_entries, coded + coded / 6);
+  Groups groups{Growing<std::uint16_t>(about / 2), Growing<std::uint8_t>(about / per_lane * 2), {}};
   std::array<Lane, kCodebookTile> lanes;
   sliced.tiles.push_back(0);
   for (std::size_t tile = 0; tile < sliced.rows.size(); tile += kCodebookTile) {
@@ -205,13 +236,15 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
       const std::uint32_t r = sliced.rows[tile + l];
       lanes[l].fill(r < rows ? weights.row(r) : CodebookRows::Row{}, magnitudes, per_lane);
     }
-    const bool fits = sliced.group_steps == 4
-                          ? slice_tile<4>(lanes, max_words, words, sliced.starts)
-                          : slice_tile<2>(lanes, max_words, words, sliced.starts);
+    const auto fill = static_cast<std::uint32_t>(fill_code);
+    const bool fits = sliced.group_steps == 4 ? slice_tile<4>(lanes, max_entries, fill, groups)
+                                              : slice_tile<2>(lanes, max_entries, fill, groups);
     if (!fits) return std::nullopt;
-    sliced.tiles.push_back(static_cast<std::uint32_t>(sliced.starts.size()));
+    sliced.tiles.push_back(static_cast<std::uint32_t>(groups.starts.size()));
   }
-  sliced.entries = std::move(words.buffer);
+  sliced.words = std::move(groups.words.buffer);
+  sliced.codes = std::move(groups.codes.buffer);
+  sliced.starts = std::move(groups.starts);
   return sliced;
 }
 

@@ -39,18 +39,20 @@ class CodebookRows {
 // codebook_linear_i16_sliced (kernels/codebook_i16/codebook_i16.h).
 struct SlicedCodebook {
   std::size_t group_steps = 0;
-  AlignedBuffer<std::uint16_t> entries;  // room for more than the groups
+  AlignedBuffer<std::uint16_t> words;  // words and codes have room for more than the groups
+  AlignedBuffer<std::uint8_t> codes;
   std::vector<std::uint16_t> starts;
   std::vector<std::uint32_t> tiles, rows;
 
   std::size_t bytes() const noexcept {
-    return entries.bytes() + 2 * starts.size() + 4 * (tiles.size() + rows.size());
+    return words.bytes() + codes.bytes() + 2 * starts.size() + 4 * (tiles.size() + rows.size());
   }
 };
 
-// Nothing where the sliced form would take more than kMaxSlicedBits per weight position: layers
-// with few zeros, or with zeros that no order of the work can use.
-inline constexpr std::size_t kMaxSlicedBits = 9;
+// Nothing where the sliced form would have more than kMaxSlicedShare / 16 entries per weight
+// position: layers with few zeros, or with zeros that no order of the work can use. Nor where all
+// 16 codes have a level.
+inline constexpr std::size_t kMaxSlicedShare = 9;
 std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels);

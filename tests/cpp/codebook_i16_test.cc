@@ -104,13 +104,14 @@ struct Problem {
         q(c.batch * q_stride),
         units(c.batch) {
     test::Random random(static_cast<std::uint32_t>(c.inputs * 131 + c.outputs * 7 + c.batch));
-    // Code 15 and those past it are zero.
+    // Code 15 is zero.
     for (std::size_t i = 0; i < 15; ++i) {
       const auto level = static_cast<std::int16_t>(
           static_cast<int>(random.below(2 * static_cast<std::size_t>(c.max_level) + 1)) -
           c.max_level);
       levels[i] = c.extreme ? static_cast<std::int16_t>(c.max_level) : level;
     }
+    for (std::size_t i = 0; i < 16; ++i) levels[16 + i] = levels[i];
     for (std::uint8_t& code : codes)
       code = static_cast<std::uint8_t>(random.below(8) < c.zeros_in_8 ? 15 : random.below(15));
     for (std::size_t o = 0; o < c.outputs; ++o) bias[o] = random.value(test::Data::kReal);
@@ -247,7 +248,7 @@ class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
     std::vector<std::uint32_t> rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs));
     for (std::size_t o = 0; o < c.outputs; ++o)
       rows[o] = static_cast<std::uint32_t>(c.outputs - 1 - o);
-    std::vector<std::uint16_t> words, starts;
+    std::vector<std::uint16_t> words, starts;  // words: one entry each, position | code << 6
     std::vector<std::uint32_t> tiles{0};
     for (std::size_t tile = 0; tile < n_tiles; ++tile) {
       for (std::size_t window = 0; window < c.inputs; window += 64) {
@@ -270,7 +271,7 @@ class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
               starts.size() % 2 == 1 && last >= 63 ? std::min(last - 63, window) : window;
           starts.push_back(static_cast<std::uint16_t>(start));
           const std::size_t base = words.size();
-          words.resize(base + group_words, 16U << 6U);
+          words.resize(base + group_words, 15U << 6U);
           for (std::size_t l = 0; l < 16; ++l) {
             std::int32_t sum = 0;
             std::size_t taken = 0;
@@ -289,11 +290,26 @@ class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
       }
       tiles.push_back(static_cast<std::uint32_t>(starts.size()));
     }
-    AlignedBuffer<std::uint16_t> entries(words.size());
-    std::copy(words.begin(), words.end(), entries.data());
+    const std::size_t half = c.group_steps / 2;
+    AlignedBuffer<std::uint16_t> packed(words.size() / 2);
+    AlignedBuffer<std::uint8_t> codes(words.size() / c.group_steps);
+    for (std::size_t i = 0; i < words.size(); ++i) {
+      const std::size_t group = i / group_words, step = i / 32 % c.group_steps, e = i % 32;
+      const unsigned code = words[i] >> 6U;
+      std::uint16_t* to = packed.data() + group * half * 32;
+      to[step / 2 * 32 + e] =
+          static_cast<std::uint16_t>(to[step / 2 * 32 + e] | (words[i] & 63U) << (step % 2 * 6));
+      if (step < half) {
+        to[step * 32 + e] = static_cast<std::uint16_t>(to[step * 32 + e] | code << 12U);
+      } else {
+        codes[group * 32 + e] =
+            static_cast<std::uint8_t>(codes[group * 32 + e] | code << (4 * (step - half)));
+      }
+    }
     const CodebookSlicedParams params{.out_features = c.outputs,
                                       .group_steps = c.group_steps,
-                                      .entries = entries.data(),
+                                      .words = packed.data(),
+                                      .codes = codes.data(),
                                       .starts = starts.data(),
                                       .tiles = tiles.data(),
                                       .rows = rows.data(),

@@ -61,15 +61,19 @@ void expect_complete(Layer& layer, const SlicedCodebook& sliced) {
         const std::size_t row = sliced.rows[tile * kCodebookTile + lane];
         std::int32_t sum = 0;
         for (std::size_t i = 0; i < 2 * sliced.group_steps; ++i) {
-          const std::uint16_t word =
-              sliced.entries[(group * sliced.group_steps + i / 2) * 32 + 2 * lane + i % 2];
-          if (word >> 6U == 16) continue;
-          const std::size_t k = sliced.starts[group] + (word & 63U);
+          const std::size_t step = i / 2, entry = 2 * lane + i % 2, half = sliced.group_steps / 2;
+          const std::uint16_t* words = sliced.words.data() + group * half * 32;
+          const unsigned code = step < half
+                                    ? words[step * 32 + entry] >> 12U
+                                    : sliced.codes[group * 32 + entry] >> (4 * (step - half)) & 15U;
+          if (code >= layer.levels.size() || layer.levels[code] == 0) continue;  // fills up
+          const std::size_t k =
+              sliced.starts[group] + (words[step / 2 * 32 + entry] >> (step % 2 * 6) & 63U);
           ASSERT_LT(row, layer.rows);
           ASSERT_LT(k, layer.columns);
           ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
-          found[row * layer.columns + k] = word >> 6U;
-          sum += std::abs(layer.levels[word >> 6U]);
+          found[row * layer.columns + k] = static_cast<int>(code);
+          sum += std::abs(layer.levels[code]);
         }
         ASSERT_LE(sum, kernels::kCodebookGroupSum);
       }
@@ -135,6 +139,10 @@ TEST(SliceCodebook, RefusesLayersThatItCannotHoldSmall) {
   });
   apart.levels = {32767, -32767, 32767, -32767};  // two weights fill a group
   EXPECT_FALSE(apart.slice());
+  Layer no_zero(16, 64, [](auto, std::size_t k) { return k % 4 == 0 ? 0 : 15; });
+  EXPECT_TRUE(no_zero.slice());
+  no_zero.levels = std::vector<std::int32_t>(16, 7);  // no code is left to fill up with
+  EXPECT_FALSE(no_zero.slice());
 }
 
 }  // namespace

@@ -49,18 +49,23 @@ using codebook_linear_i16_fn = void (*)(const CodebookDenseParams& params, const
                                         std::size_t row_end, float* y, std::size_t y_stride);
 
 // Sliced: only weights that are not zero, in tiles of 16 outputs, one output per lane. A group is
-// `group_steps` (2 or 4) steps; a step is 32 words, lane l has words 2 l and 2 l + 1. A word is
-//   bits 0..5   k - starts[group]
-//   bits 6..10  code; one whose level is 0 fills up what a lane does not use
-// so a lane takes its next 2 * group_steps weights or as many as lie in the 64 inputs from the
-// group's start on. Within a group the |levels| of a lane add up to 65535 or less: with what is
-// left from before, below 2^16, 32-bit sums hold.
+// `group_steps` G = 2 or 4 steps of two weights a lane: entry e = 2 l or 2 l + 1 of a step is a
+// weight of lane l, its position k - starts[group] (6 bits) and its code (4 bits). The steps s of a
+// group are packed together, 10 bits an entry:
+//   words [G / 2][32]   entry e of steps 0 and 1, 2 and 3: position of s | position of s + 1 << 6
+//                       | code of step s / 2 << 12
+//   codes [32]          code of step G / 2 | code of step G / 2 + 1 << 4, the latter 0 for G = 2
+// A lane takes its next 2 * G weights or as many as lie in the 64 inputs from the group's start on;
+// a code whose level is 0 fills up the rest. Within a group the |levels| of a lane add up to 65535
+// or less: with what is left from before, below 2^16, 32-bit sums hold.
 //   tiles [n_tiles + 1]: first group of each tile. rows [n_tiles * 16]: the output of each lane,
-//   out_features where there is none. levels: 32 values, 64-byte aligned; entries too.
+//   out_features where there is none. levels: 16 values, twice. words, codes and levels are 64-byte
+//   aligned.
 struct CodebookSlicedParams {
   std::size_t out_features, group_steps;
-  const std::uint16_t* entries;  // [n_groups][group_steps][32]
-  const std::uint16_t* starts;   // [n_groups]
+  const std::uint16_t* words;   // [n_groups][group_steps / 2][32]
+  const std::uint8_t* codes;    // [n_groups][32]
+  const std::uint16_t* starts;  // [n_groups]
   const std::uint32_t* tiles;
   const std::uint32_t* rows;
   const std::int16_t* levels;

@@ -79,13 +79,15 @@ void codebook_linear_i16_sliced(const CodebookSlicedParams& params, const std::i
       std::int64_t sum = 0;
       for (std::size_t group = params.tiles[tile]; group < params.tiles[tile + 1]; ++group) {
         const std::int16_t* window = q + n * q_stride + params.starts[group];
+        const std::size_t half = params.group_steps / 2;
+        const std::uint16_t* words = params.words + group * half * 32;
+        const std::uint8_t* codes = params.codes + group * 32;
         for (std::size_t step = 0; step < params.group_steps; ++step) {
-          const std::uint16_t* words = params.entries +
-                                       (group * params.group_steps + step) * 2 * kCodebookTile +
-                                       lane % kCodebookTile * 2;
-          for (std::size_t i = 0; i < 2; ++i) {
-            sum +=
-                static_cast<std::int64_t>(params.levels[words[i] >> 6U]) * window[words[i] & 63U];
+          for (std::size_t e = lane % kCodebookTile * 2, end = e + 2; e < end; ++e) {
+            const unsigned position = words[step / 2 * 32 + e] >> (step % 2 * 6) & 63U;
+            const unsigned code =
+                step < half ? words[step * 32 + e] >> 12U : codes[e] >> ((step - half) * 4) & 15U;
+            sum += static_cast<std::int64_t>(params.levels[code]) * window[position];
           }
         }
       }

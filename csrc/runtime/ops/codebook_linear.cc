@@ -124,7 +124,8 @@ class CodebookIntegerStep final : public Step {
     CodebookRows weights(op, out_features_, in_features);
     const std::span<const std::int32_t> levels = op.levels.view();
     levels_ = AlignedBuffer<std::int16_t>(2 * kTableSize);
-    std::copy(levels.begin(), levels.end(), levels_.data());
+    for (std::size_t i = 0; i < levels.size(); ++i)
+      levels_[i] = levels_[kTableSize + i] = static_cast<std::int16_t>(levels[i]);
     bias_ = expand(op.bias, out_features_);
     // The sliced form is for the backend whose registers look inputs up; scalar's is an oracle.
     const auto sliced_id = static_cast<std::size_t>(KernelId::codebook_linear_i16_sliced);
@@ -133,9 +134,9 @@ class CodebookIntegerStep final : public Step {
       sliced = slice_codebook(weights, out_features_, in_features, levels);
     if (sliced) {
       sliced_ = std::move(*sliced);
-      sliced_params_ = {out_features_,         sliced_.group_steps,  sliced_.entries.data(),
-                        sliced_.starts.data(), sliced_.tiles.data(), sliced_.rows.data(),
-                        levels_.data(),        bias_.data()};
+      sliced_params_ = {out_features_,        sliced_.group_steps,   sliced_.words.data(),
+                        sliced_.codes.data(), sliced_.starts.data(), sliced_.tiles.data(),
+                        sliced_.rows.data(),  levels_.data(),        bias_.data()};
       n_items_ = sliced_.rows.size() / kernels::kCodebookTile;
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
     } else {
