@@ -12,6 +12,7 @@ MAX_CODES = 16
 MAX_LEVEL = 16383  # 14 bits: eight products with inputs of 15 bits mostly fit a sum of 32 bits
 _MAX_LEVEL_FEATURES = 65536
 _MIN_ZEROS = 0.5
+_MAX_LEVEL_ERROR = 1e-4
 _KMEANS_ROUNDS = 100
 
 
@@ -81,7 +82,10 @@ def integer_levels(book: Codebook, weight: Array) -> Levels | str:
     exact = np.flatnonzero(errors < 1e-7)
     best = int(exact[0] if exact.size else np.argmin(errors))
     scale = float(scales[best, 0])
-    return Levels(np.rint(book.values.astype(np.float64) / scale).astype(np.int32), scale, float(errors[best]))
+    levels = np.rint(book.values.astype(np.float64) / scale).astype(np.int32)
+    if errors[best] > _MAX_LEVEL_ERROR or np.any((levels == 0) & (book.values != 0.0)):
+        return "its values differ too much in magnitude for 15 bits"
+    return Levels(levels, scale, float(errors[best]))
 
 
 def _code_bits(count: int) -> int:

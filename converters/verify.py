@@ -341,7 +341,7 @@ class _Totals:
     def add_undisturbed(self, expected: Array, found: Array) -> None:
         """Samples of a layer whose inputs agree."""
         difference = np.where(expected == found, 0.0, np.abs(expected.astype(np.float64) - found))
-        self.own_diff = max(self.own_diff, float(np.max(difference, initial=0.0)))
+        self.own_diff = float(np.maximum(self.own_diff, np.max(difference, initial=0.0)))  # NaN wins
         self.own_magnitude = max(self.own_magnitude, float(np.max(np.abs(expected), initial=0.0)))
 
     def _add_difference(self, expected: Array, found: Array) -> float:

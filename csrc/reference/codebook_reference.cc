@@ -30,6 +30,24 @@ Quantized quantize_i16(std::span<const float> x) {
   return out;
 }
 
+Quantized quantize_rest(std::span<const float> x, const Quantized& rounded) {
+  Quantized rest;
+  rest.unit = 0.0;
+  double squares = 0.0, used = 0.0;
+  for (std::size_t k = 0; k < x.size(); ++k) {
+    squares += std::pow(std::trunc(rounded.q[k] / 16.0), 2);
+    used += x[k] != 0.0F ? 1.0 : 0.0;
+  }
+  if (!std::isfinite(rounded.unit) || squares >= used * 65536.0) return rest;
+  rest.coarse = true;
+  for (std::size_t k = 0; k < x.size(); ++k) {
+    const double left = (x[k] - rounded.q[k] * rounded.unit) / rounded.unit;
+    rest.q.push_back(static_cast<std::int16_t>(std::nearbyint(left * 32768.0)));
+    if (rest.q.back() != 0) rest.unit = rounded.unit / 32768.0;
+  }
+  return rest;
+}
+
 std::vector<float> integer_linear(std::span<const std::int16_t> q, double unit,
                                   std::span<const std::int32_t> levels,
                                   std::span<const float> bias) {

@@ -13,8 +13,13 @@ namespace tac::reference {
 struct Quantized {
   std::vector<std::int16_t> q;
   double unit = 1.0;
+  bool coarse = false;  // of quantize_rest
 };
 Quantized quantize_i16(std::span<const float> x);
+
+// What rounding left of x where few large values left the others few bits (coarse). Its unit is 0
+// where that is nothing.
+Quantized quantize_rest(std::span<const float> x, const Quantized& rounded);
 
 // [outputs] of one sample; levels [outputs][inputs]; `unit` with the scale of the levels in it.
 std::vector<float> integer_linear(std::span<const std::int16_t> q, double unit,

@@ -199,8 +199,7 @@ CodebookRows::Row CodebookRows::row(std::size_t index) {
         *out++ = first + static_cast<std::uint32_t>(std::countr_zero(word));
     }
   }
-  return {std::span<const std::uint8_t>(codes_.get() + begins_[index], size(index)),
-          std::span(positions_).first(size(index))};
+  return {codes(index), std::span(positions_).first(size(index))};
 }
 
 std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,

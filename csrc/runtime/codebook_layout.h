@@ -25,6 +25,10 @@ class CodebookRows {
   };
   // Rows in any order; what a call returns lasts until the next.
   Row row(std::size_t index);
+  // Only the codes.
+  std::span<const std::uint8_t> codes(std::size_t index) const noexcept {
+    return {codes_.get() + begins_[index], size(index)};
+  }
   // Weights of a row that have a code.
   std::size_t size(std::size_t index) const noexcept { return begins_[index + 1] - begins_[index]; }
 

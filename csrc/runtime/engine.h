@@ -53,7 +53,8 @@ struct StepProfile {
   std::string kernel;      // its kernel, " + " the kinds of the elementwise steps fused into it
   double seconds = 0.0;    // median over the runs, whole batch
   std::size_t macs = 0;    // whole batch
-  std::size_t bytes = 0;   // parameters, plus what is read and written for the whole batch
+  std::size_t bytes =
+      0;  // parameters, plus the inputs and outputs of its steps for the whole batch
 };
 
 // Immutable after construction apart from a list of spare arenas behind a mutex; run() and

@@ -129,7 +129,10 @@ std::vector<Group> group_steps(const Graph& graph, const PrepareContext& ctx,
   return groups;
 }
 
-// Chooses the chain of every group. Returns the roots of tensors that are never in memory.
+// Words of channels that are mostly empty are slower than a tile that runs on from row to row.
+constexpr std::size_t kMinChainChannels = 8;
+
+// Chooses the chain of every group. Returns which tensors are never in memory.
 std::vector<bool> make_chains(const Graph& graph, std::vector<Group>& groups,
                               const std::vector<TensorId>& root) {
   std::vector<std::size_t> readers(graph.tensors.size(), 0);  // by root
@@ -147,6 +150,7 @@ std::vector<bool> make_chains(const Graph& graph, std::vector<Group>& groups,
     TensorId value = group.members[0].output;
     std::size_t others = readers[root[value]];  // that read the value from memory
     bool in_memory = leader.leads == Step::Leads::kFromMemory;
+    const bool few_channels = rows_of(graph.tensors[value]).channels < kMinChainChannels;
     const auto store = [&] {
       if (!in_memory && others != 0) leader.chain.push_back({nullptr, value});
       if (!in_memory && others == 0) in_registers[root[value]] = true;
@@ -165,7 +169,7 @@ std::vector<bool> make_chains(const Graph& graph, std::vector<Group>& groups,
           std::ranges::count_if(member.reads, [&](TensorId id) { return root[id] == root[value]; });
       const auto taken =
           std::ranges::find_if(member.reads, [&](TensorId id) { return root[id] == root[value]; });
-      if (reads != 1 || !member.step->chains(*taken) ||
+      if (reads != 1 || !member.step->chains(*taken) || (in_memory && few_channels) ||
           leader.chain.size() + takers.size() + 3 > kMaxChain) {
         break;
       }
@@ -179,6 +183,8 @@ std::vector<bool> make_chains(const Graph& graph, std::vector<Group>& groups,
     }
     next_value();
   }
+  // Reshaped forms too.
+  for (TensorId id = 0; id < root.size(); ++id) in_registers[id] = in_registers[root[id]];
   return in_registers;
 }
 

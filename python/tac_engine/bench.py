@@ -196,6 +196,11 @@ def bench(
         InvalidInputError: an argument is out of range, or the rival cannot run the model.
     """
     report_progress = progress or (lambda stage, share: None)
+    for name, values in (("batches", batches), ("threads", threads)):
+        if not values or min(values) < 1:
+            raise InvalidInputError(f"{name} must be one or more numbers of at least 1, got {list(values)}")
+    if not 0.0 <= seconds < float("inf"):
+        raise InvalidInputError(f"seconds must be 0 or more, got {seconds}")
     report_progress("loading", 0.0)
     before = _resident_bytes()
     loading = [_load_and_answer(path, backend)]
@@ -292,7 +297,7 @@ def _compare(engine: Engine, other: Callable[[Arrays], Arrays]) -> Answers:
         a, b = (np.asarray(array, np.float64).reshape(_CHECKED, -1) for array in (values, theirs[name]))
         difference = np.where(a == b, 0.0, np.abs(a - b)).max(axis=1) / max(float(np.abs(b).max()), 1e-30)
         agrees &= difference <= _TOLERANCE
-        largest = max(largest, float(difference.max()))
+        largest = float(np.maximum(largest, difference.max()))  # NaN wins
     return Answers(_CHECKED, int(agrees.sum()), largest)
 
 

@@ -97,3 +97,10 @@ def test_levels_of_clustered_weights_are_close() -> None:
     error = np.linalg.norm(rounded - weight) / np.linalg.norm(weight)
     assert levels.error == pytest.approx(error, rel=1e-6)
     assert error < 4e-5
+
+
+def test_levels_that_would_lose_a_value_are_refused() -> None:
+    weight = np.array([[0, 1.0, 2e-5, 0], [0, 0, 0, -1.0]], np.float32)
+    book = encode_codebook(weight)
+    assert book is not None
+    assert integer_levels(book, weight) == "its values differ too much in magnitude for 15 bits"

@@ -428,6 +428,29 @@ def test_pruned_codebooks_keep_the_accuracy_that_their_arithmetic_promises(
     assert ("codebook layers on 16-bit integers: 1, largest error" in str(result)) == (precision == "i16")
 
 
+@pytest.mark.parametrize("kind", ["lognormal", "one large", "large where all weights are zero", "few"])
+def test_sums_of_16_bits_keep_their_promise_for_uneven_inputs(kind: str, tmp_path: Path) -> None:
+    net = Net(("N", 2000), seed=7)
+    weight = pruned(net, 2000, 80)
+    x = net.rng.normal(size=(5, 2000)).astype(np.float32)
+    if kind == "lognormal":
+        x = np.exp(2.0 * x)
+    elif kind == "one large":
+        x[:, 11] = 3e4
+    elif kind == "large where all weights are zero":
+        weight[:, 12] = 0.0
+        x[:, 12] = 1e5
+    else:
+        x[:, 20:] = 0.0
+    model = net.model(net.op("Gemm", "x", net.constant(weight), transB=1))
+    report = check(model, tmp_path, x, tolerance=1e-4, fc_precision="i16")
+    assert "16-bit sums" in report.layers[0].reason
+    expected = x.astype(np.float64) @ weight.T.astype(np.float64)
+    found = tac_engine.load(tmp_path / "model.tacbin").run(x)
+    errors = np.max(np.abs(found - expected), axis=1) / np.max(np.abs(expected), axis=1)
+    assert np.max(errors) <= 1e-4
+
+
 def test_sums_of_16_bits_are_the_same_on_every_backend_in_every_batch(tmp_path: Path) -> None:
     net = Net(("N", 300), seed=6)
     _, target = convert(net.model(net.op("MatMul", "x", net.constant(pruned(net, 300, 40).T))), tmp_path)

@@ -255,9 +255,11 @@ class Builder {
     op.codes = writer.own_array<std::uint8_t>(codes);
     op.bias = floats(o, -4, 4);
     if (integer) {
-      op.level_scale = 0x1p-10F;
       std::vector<std::int32_t> levels;
-      for (const float v : book) levels.push_back(static_cast<std::int32_t>(v * 0x1p10F));
+      // Values on the grid of the levels, or beside it.
+      op.level_scale = n_values % 2 == 0 ? 0x1p-10F : 0.003F;
+      for (const float v : book)
+        levels.push_back(static_cast<std::int32_t>(std::lround(v / op.level_scale)));
       op.levels = writer.own_array<std::int32_t>(levels);
     }
     return add(op);
@@ -582,6 +584,37 @@ TEST(Executor, CodebookLinearInIntegers) {
       expect_naive(b.graph());
     }
   }
+}
+
+// A few large inputs leave the others few bits of 16: what rounding left is multiplied as well.
+TEST(Executor, CodebookLinearInIntegersKeepsSmallInputsBesideLargeOnes) {
+  for (const std::size_t n : {1, 3, 5}) {
+    Builder b(58);
+    b.output(b.codebook_linear(b.input({200}), 40, 4, 15, true, true));
+    auto batch = random_batch(b.graph(), n, kSeed);
+    // Sample 1 stays as it is; fractions make the others inexact.
+    for (std::size_t i = 0; i < batch[0].size(); ++i) {
+      if (i / 200 != 1) batch[0][i] /= 3.0F;
+    }
+    batch[0][7] = 90000.0F;
+    if (n > 2) batch[0][2 * 200 + 199] = -1e7F;
+    const Outputs expected = run_naive(b.graph(), batch, n);
+    for (const auto& backend : test::backends_under_test()) {
+      for (const std::size_t threads : {1, 2}) {
+        const Engine engine(b.graph(), {threads, std::string(backend.name)});
+        EXPECT_EQ(run_engine(engine, batch, n), expected) << backend.name << ", batch " << n;
+      }
+    }
+  }
+}
+
+TEST(Executor, CodebookLayersWithLevelsHaveAtMost65536Inputs) {
+  Builder fits(59);
+  fits.output(fits.codebook_linear(fits.input({65536}), 1, 1, 1, true, true));
+  EXPECT_NO_THROW(validate(fits.graph()));
+  Builder more(59);
+  more.output(more.codebook_linear(more.input({65537}), 1, 1, 1, true, true));
+  EXPECT_THROW(validate(more.graph()), Error);
 }
 
 TEST(Executor, LinearAndConv) {

@@ -187,8 +187,27 @@ class NaiveGraph {
         std::vector<float> x(static_cast<std::size_t>(k_size));
         for (std::size_t k = 0; k < x.size(); ++k) x[k] = f32(in[first + k]);
         const reference::Quantized quantized = reference::quantize_i16(x);
-        const std::vector<float> y = reference::integer_linear(
+        std::vector<float> y = reference::integer_linear(
             quantized.q, op.level_scale * quantized.unit, levels, op.bias.view());
+        const reference::Quantized rest = reference::quantize_rest(x, quantized);
+        if (rest.unit != 0.0) {
+          const std::vector<float> zeros(y.size(), 0.0F);
+          const std::vector<float> more =
+              reference::integer_linear(rest.q, op.level_scale * rest.unit, levels, zeros);
+          for (std::size_t o = 0; o < y.size(); ++o) y[o] += more[o];
+        }
+        double mean = 0.0;
+        for (const std::int16_t q : quantized.q) mean += rest.coarse ? 0.0 : q;
+        mean = quantized.unit * mean / static_cast<double>(k_size);
+        for (std::size_t o = 0; o < y.size(); ++o) {
+          double drift = 0.0;
+          for (std::size_t k = 0; k < x.size(); ++k) {
+            const std::size_t i = o * x.size() + k;
+            drift += std::rint((weights[i] / op.level_scale - levels[i]) * 65536.0);
+          }
+          drift *= op.level_scale / 65536.0;
+          if (drift != 0.0) y[o] += static_cast<float>(mean * drift);
+        }
         values_[op.output].insert(values_[op.output].end(), y.begin(), y.end());
       }
       return;

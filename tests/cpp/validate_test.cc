@@ -117,6 +117,15 @@ const std::vector<Break>& breaks() {
          find<CodebookLinear>(w).levels = test::filled<std::int32_t>(w, 3, 1);
          find<CodebookLinear>(w).level_scale = 1.0F;
        }},
+      {"codebook_linear", "levels of 16 values behind a bitmap",
+       [](auto& w) {
+         auto& op = find<CodebookLinear>(w);
+         op.code_bits = 4;
+         op.codebook = test::filled<float>(w, 16, 1.0F);
+         op.codes = test::filled<std::uint8_t>(w, 8, 0);
+         op.levels = test::filled<std::int32_t>(w, 16, 1);
+         op.level_scale = 1.0F;
+       }},
       {"codebook_linear", "bitmap row 0 has bits behind its end",
        [](auto& w) { find<CodebookLinear>(w).bitmap = test::filled<std::uint32_t>(w, 16, 2U); }},
       {"linear", "weights has 71 values, expected 72",

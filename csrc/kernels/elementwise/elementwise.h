@@ -62,7 +62,7 @@ struct ChainOp {
   float alpha, beta;
   const float *a, *b;     // kAffine: scale and shift of the tile's channels
   BinaryOperand operand;  // kAdd .. kPRelu
-  float* y;               // kStore; may be the operand of an earlier op
+  float* y;               // kStore; may be the operand of an earlier or of a later op
   std::size_t y_stride;   // kStore
   // kBits: to bits[plane * plane_stride + r * out_stride + word]. The tile begins at first_channel,
   // a multiple of 32, of `quantize`.

@@ -156,8 +156,13 @@ class BinaryConvStep final : public Step {
     samples_as_pixels_ = whole_map && groups_ == 1;
     if (window_.kernel_h == 1 && window_.kernel_w == 1 && window_.stride_h == 1 &&
         window_.stride_w == 1 && in_.h == out_.h && in_.w == out_.w) {
-      const std::size_t n_rows = rows_to_join(in_, bits_out_ ? kJoinedSignPixels : kJoinedPixels,
-                                              ceil_div(n_blocks_, kChunkBlocks), ctx.n_threads);
+      // Whether make_signs() will find that no sum is stored.
+      const bool signs = bits_out_ && groups_ == 1 && op.w_coefs.size() == 1 &&
+                         ctx.tensor(op.output).encoding.n_levels == 2 &&
+                         (in_layout_.planes == 1 || encoding.kind == Encoding::Kind::kSignZero);
+      const std::size_t n_rows =
+          rows_to_join(in_, signs ? kJoinedSignPixels : kJoinedPixels,
+                       groups_ > 1 ? 1 : ceil_div(n_blocks_, kChunkBlocks), ctx.n_threads);
       in_.h = out_.h /= n_rows;
       in_.w = out_.w *= n_rows;
     }
@@ -380,6 +385,7 @@ class BinaryConvStep final : public Step {
             std::min<std::int64_t>(limit, std::numeric_limits<std::int32_t>::max()));
       }
     }
+    params.base = {};  // the limits stand for it
   }
 
   std::uint8_t* zero_free_flags(const RunContext& ctx) const noexcept {

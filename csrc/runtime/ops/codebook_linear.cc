@@ -2,9 +2,11 @@
 #include "kernels/codebook_linear/codebook_linear.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 
+#include "base/error.h"
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "runtime/codebook_layout.h"
 #include "runtime/layout.h"
@@ -18,6 +20,7 @@ constexpr std::size_t kTableSize = 16;
 // Cut of the work, the same for any number of threads.
 constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
+constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
 // How many nibbles of a dword one input takes in a block of n_outputs.
 std::size_t nibbles_of(std::size_t n_outputs) noexcept {
@@ -73,8 +76,16 @@ class CodebookLinearStep final : public Step {
     const std::size_t full_blocks = n_blocks_ - 1;
     const std::size_t last_outputs = out_features - full_blocks * kernels::kCodebookBlock;
     const std::size_t last_bytes = ceil_div(in_features, 8 / nibbles_of(last_outputs)) * 64;
-    codes_ = AlignedBuffer<std::uint8_t>(full_blocks * in_features * 64 + last_bytes +
-                                         kernels::kCodebookOverRead);
+    const std::size_t code_bytes =
+        full_blocks * in_features * 64 + last_bytes + kernels::kCodebookOverRead;
+    // A layer of one output and a hundred million inputs unpacks to gigabytes from a small file.
+    const std::size_t bytes = code_bytes + (masked ? n_blocks_ * in_features * 16 : 0);
+    if (bytes > kMaxUnusualBytes && bytes / 32 > op.codes.bytes.size() + op.bitmap.bytes.size()) {
+      throw Error(ErrorCode::kLimit, std::to_string(in_features) + " inputs and " +
+                                         std::to_string(out_features) + " outputs unpack to " +
+                                         std::to_string(bytes) + " bytes");
+    }
+    codes_ = AlignedBuffer<std::uint8_t>(code_bytes);
     const auto zeros = static_cast<std::uint8_t>(zero_code | zero_code << 4U);
     std::fill_n(codes_.data(), codes_.size(), zeros);
     if (masked) mask_ = AlignedBuffer<std::uint8_t>(n_blocks_ * in_features * 16);
@@ -107,7 +118,57 @@ class CodebookLinearStep final : public Step {
   kernels::codebook_linear_f32_fn kernel_;
 };
 
-// The arithmetic in integers: a first pass rounds the samples to 16 bits, a second one multiplies.
+// Whether a sample rounded to q is coarse: a few large values leave the others few bits. The root
+// mean square of q over the inputs that are not 0 is then below 4096, an eighth of its range. In
+// integers, so that all backends decide alike.
+bool is_coarse(const float* x, const std::int16_t* q, std::size_t count) noexcept {
+  constexpr std::size_t kRun = 256;  // 2^8 squares of 11 bits and a sign fit 32 bits
+  std::uint64_t squares = 0, used = 0;
+  for (std::size_t begin = 0; begin < count; begin += kRun) {
+    const std::size_t end = std::min(begin + kRun, count);
+    std::int32_t run_squares = 0, run_used = 0;
+    for (std::size_t k = begin; k < end; ++k) {
+      const std::int32_t part = q[k] / 16;
+      run_squares += part * part;
+      run_used += x[k] != 0.0F ? 1 : 0;
+    }
+    squares += static_cast<std::uint64_t>(run_squares);
+    used += static_cast<std::uint64_t>(run_used);
+  }
+  return squares < used << 16U;
+}
+
+// What rounding to q left of x, in units of unit / kRestParts. Returns whether anything.
+constexpr double kRestParts = 32768.0;
+bool round_rest(const float* x, const std::int16_t* q, double unit, std::size_t count,
+                std::int16_t* rest) noexcept {
+  int any = 0;
+  for (std::size_t k = 0; k < count; ++k) {
+    const double left = static_cast<double>(x[k]) - q[k] * unit;
+    rest[k] = static_cast<std::int16_t>(std::nearbyint(left / unit * kRestParts));
+    any |= rest[k];
+  }
+  std::fill_n(rest + count, kernels::kCodebookWindow, std::int16_t{0});
+  return any != 0;
+}
+
+std::int64_t sum_of(const std::int16_t* q, std::size_t count) noexcept {
+  constexpr std::size_t kRun = 65536;  // 2^16 values of 16 bits fit 32 bits
+  std::int64_t sum = 0;
+  for (std::size_t begin = 0; begin < count; begin += kRun) {
+    std::int32_t run = 0;
+    for (std::size_t k = begin; k < std::min(begin + kRun, count); ++k) run += q[k];
+    sum += run;
+  }
+  return sum;
+}
+
+// The arithmetic in integers: samples are rounded to 16 bits and multiplied. With a sample that is
+// coarse, what rounding left is multiplied as well and added. What the rounding of weights does is
+// much alike for all inputs of an output, so its sum times the mean input is taken back (unless the
+// sample is coarse: a few large inputs make a mean that stands for none):
+//   drift[o] = level_scale * 2^-16 * sum over k of rint((weight / level_scale - level) * 2^16)
+//   y = bias + float(sum * unit) [+ float(rest sum * unit / 2^15)] + float(mean of x * drift[o])
 class CodebookIntegerStep final : public Step {
  public:
   CodebookIntegerStep(const CodebookLinear& op, const PrepareContext& ctx)
@@ -152,9 +213,13 @@ class CodebookIntegerStep final : public Step {
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
     }
     macs = rows * in_features * out_features_;
-    param_bytes = codes_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes();
+    param_bytes =
+        codes_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
-    sample_scratch_bytes = rows * (q_stride_ * sizeof(std::int16_t) + sizeof(double));
+    zeros_ = AlignedBuffer<float>(out_features_);
+    measure_drift(op, weights);
+    sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double) +
+                                   out_features_ * sizeof(float));
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -162,39 +227,98 @@ class CodebookIntegerStep final : public Step {
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_;
     auto* q = reinterpret_cast<std::int16_t*>(ctx.sample_scratch);
-    auto* units = reinterpret_cast<double*>(q + n_rows * q_stride_);
+    std::int16_t* rest = q + n_rows * q_stride_;
+    auto* units = reinterpret_cast<double*>(rest + n_rows * q_stride_);
+    double* rest_units = units + n_rows;  // 0: the sample has no rest
+    double* means = rest_units + n_rows;
+    auto* rest_y = reinterpret_cast<float*>(means + n_rows);
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
-      for (std::size_t r = begin; r < end; ++r)
-        units[r] = level_scale_ * quantize_(x + r * in_features_, in_features_, q + r * q_stride_);
+      for (std::size_t r = begin; r < end; ++r) {
+        const float* x_of = x + r * in_features_;
+        const double unit = quantize_(x_of, in_features_, q + r * q_stride_);
+        const bool coarse = std::isfinite(unit) && is_coarse(x_of, q + r * q_stride_, in_features_);
+        const bool has_rest =
+            coarse && round_rest(x_of, q + r * q_stride_, unit, in_features_, rest + r * q_stride_);
+        const std::int64_t sum = coarse ? 0 : sum_of(q + r * q_stride_, in_features_);
+        means[r] = unit * static_cast<double>(sum) / static_cast<double>(in_features_);
+        units[r] = level_scale_ * unit;
+        rest_units[r] = has_rest ? units[r] / kRestParts : 0.0;
+      }
     });
-    ctx.pool->parallel_for(
-        ceil_div(n_rows, kRowsPerItem) * n_items_,
-        [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t row = i / n_items_ * kRowsPerItem, item = i % n_items_;
-            const std::size_t batch = std::min(kRowsPerItem, n_rows - row);
-            const std::int16_t* q_of = q + row * q_stride_;
-            float* y_of = y + row * out_features_;
-            if (dense_params_.codes != nullptr) {
-              const std::size_t first = item * kRowsOfDenseItem;
-              dense_kernel_(dense_params_, q_of, batch, q_stride_, units + row, first,
-                            std::min(first + kRowsOfDenseItem, out_features_), y_of, out_features_);
-            } else {
-              sliced_kernel_(sliced_params_, q_of, batch, q_stride_, units + row, item, item + 1,
-                             y_of, out_features_);
-            }
-          }
-        });
+    ctx.pool->parallel_for(ceil_div(n_rows, kRowsPerItem) * n_items_,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               const std::size_t row = i / n_items_ * kRowsPerItem;
+                               multiply(i % n_items_, q + row * q_stride_,
+                                        std::min(kRowsPerItem, n_rows - row), units + row,
+                                        bias_.data(), y + row * out_features_);
+                             }
+                           });
+    const bool rests =
+        std::any_of(rest_units, rest_units + n_rows, [](double unit) { return unit != 0.0; });
+    if (!rests && drift_.size() == 0) return;
+    ctx.pool->parallel_for(rests ? n_rows * n_items_ : 0,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               const std::size_t row = i / n_items_;
+                               if (rest_units[row] == 0.0) continue;
+                               multiply(i % n_items_, rest + row * q_stride_, 1, rest_units + row,
+                                        zeros_.data(), rest_y + row * out_features_);
+                             }
+                           });
+    ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t r = begin; r < end; ++r) {
+        float* y_of = y + r * out_features_;
+        for (std::size_t o = 0; o < out_features_ && rest_units[r] != 0.0; ++o)
+          y_of[o] += rest_y[r * out_features_ + o];
+        for (std::size_t o = 0; o < drift_.size(); ++o)
+          y_of[o] += static_cast<float>(means[r] * drift_[o]);
+      }
+    });
   }
 
  private:
   static constexpr std::size_t kRowsOfDenseItem = 16;
 
+  void measure_drift(const CodebookLinear& op, const CodebookRows& weights) {
+    std::array<std::int32_t, kTableSize> parts{};
+    bool any = false;
+    for (std::size_t i = 0; i < op.levels.size(); ++i) {
+      const double exact = op.codebook.data()[i] / level_scale_;
+      parts[i] = static_cast<std::int32_t>(std::rint((exact - op.levels.data()[i]) * 65536.0));
+      any = any || parts[i] != 0;
+    }
+    if (!any) return;
+    drift_ = AlignedBuffer<double>(out_features_);
+    for (std::size_t o = 0; o < out_features_; ++o) {
+      std::int64_t sum = 0;
+      for (const std::uint8_t code : weights.codes(o)) sum += parts[code];
+      drift_[o] = level_scale_ / 65536.0 * static_cast<double>(sum);
+    }
+  }
+
+  // Outputs of one item for a batch of samples.
+  void multiply(std::size_t item, const std::int16_t* q, std::size_t batch, const double* units,
+                const float* bias, float* y) const noexcept {
+    if (dense_params_.codes != nullptr) {
+      kernels::CodebookDenseParams params = dense_params_;
+      params.bias = bias;
+      const std::size_t first = item * kRowsOfDenseItem;
+      dense_kernel_(params, q, batch, q_stride_, units, first,
+                    std::min(first + kRowsOfDenseItem, out_features_), y, out_features_);
+    } else {
+      kernels::CodebookSlicedParams params = sliced_params_;
+      params.bias = bias;
+      sliced_kernel_(params, q, batch, q_stride_, units, item, item + 1, y, out_features_);
+    }
+  }
+
   TensorId input_, output_;
   double level_scale_;
   std::size_t rows_ = 0, in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
   AlignedBuffer<std::int16_t> levels_;
-  AlignedBuffer<float> bias_;
+  AlignedBuffer<float> bias_, zeros_;
+  AlignedBuffer<double> drift_;  // empty where the levels are exact
   AlignedBuffer<std::uint8_t> codes_;
   SlicedCodebook sliced_;
   kernels::CodebookDenseParams dense_params_{};
