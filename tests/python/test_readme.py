@@ -33,7 +33,15 @@ def test_python_quick_start_runs(workplace: Path) -> None:
 
 def test_command_lines_run_in_order(workplace: Path) -> None:
     lines = re.findall(r"^    tac-engine (.*)$", TEXT, re.MULTILINE)
-    assert [line.split()[0] for line in lines] == ["convert", "run", "inspect", "verify", "profile", "backends"]
+    assert [line.split()[0] for line in lines] == [
+        "convert",
+        "run",
+        "inspect",
+        "verify",
+        "profile",
+        "bench",
+        "backends",
+    ]
     for line in lines:
         command = [sys.executable, "-m", "tac_engine", *shlex.split(line)]
         done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
