@@ -1,4 +1,4 @@
-// Times fully connected codebook layers in both arithmetics beside the dense float layer of the
+// Times fully connected codebook layers in both ways beside the dense float layer of the
 // same size. One thread. Layers are prepared and run as an engine does it, the rounding of inputs
 // to 16 bits included; before a layer is timed its first outputs are checked against plain
 // double-precision loops, and a wrong answer ends the run. Weights are warm: as much of them as the
