@@ -160,8 +160,8 @@ struct BitPool {
 //   levels: empty: sums in float32. Otherwise an integer for each codebook value, which is level *
 //     level_scale up to half a level_scale; x is rounded to 16 bits (kernels/codebook_i16 has the
 //     rule, runtime/ops/codebook_linear.cc that for what rounding leaves) and the sum is that of
-//     integers, exact, and scaled once. |level| <= 32767, K <= 65536, and a bitmap leaves one of the
-//     16 codes free.
+//     integers, exact, and scaled once. |level| <= 32767, K <= 65536, and a bitmap leaves one of
+//     the 16 codes free.
 struct CodebookLinear {
   TensorId input = 0, output = 0;
   std::int64_t code_bits = 4;

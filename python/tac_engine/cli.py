@@ -517,7 +517,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         return 130
-    except (TacError, ImportError, OSError) as error:
+    except (TacError, ImportError, OSError, MemoryError) as error:
         # ImportError: an extra is missing, and the message names it.
         print(f"tac-engine: error: {error}", file=sys.stderr)
         return EXIT_ERROR

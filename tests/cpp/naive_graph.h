@@ -197,7 +197,13 @@ class NaiveGraph {
           for (std::size_t o = 0; o < y.size(); ++o) y[o] += more[o];
         }
         double mean = 0.0;
-        for (const std::int16_t q : quantized.q) mean += rest.coarse ? 0.0 : q;
+        for (std::size_t k = 0; k < quantized.q.size(); ++k) {
+          if (!rest.coarse) {
+            mean += quantized.q[k];
+          } else if (std::abs(quantized.q[k]) < 8192) {
+            mean += quantized.q[k] + rest.q[k] / 32768.0;
+          }
+        }
         mean = quantized.unit * mean / static_cast<double>(k_size);
         for (std::size_t o = 0; o < y.size(); ++o) {
           double drift = 0.0;

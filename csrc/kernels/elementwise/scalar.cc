@@ -1,6 +1,6 @@
-// affine_f32, unary_f32, binary_f32, chain_f32, softmax_f32, scalar. The oracle of the other backends.
-// Comparisons are spelled so that a NaN in x comes out and that equal values (0 and -0) give the
-// operand that the vector instructions give.
+// affine_f32, unary_f32, binary_f32, chain_f32, softmax_f32, scalar. The oracle of the other
+// backends. Comparisons are spelled so that a NaN in x comes out and that equal values (0 and -0)
+// give the operand that the vector instructions give.
 #include <math.h>
 
 #include "kernels/backend_local.h"

@@ -163,10 +163,20 @@ std::int64_t sum_of(const std::int16_t* q, std::size_t count) noexcept {
   return sum;
 }
 
+// The sum, in units of q, of the inputs of a coarse sample that are not among its few large ones.
+double usual_sum(const std::int16_t* q, const std::int16_t* rest, std::size_t count) noexcept {
+  constexpr std::int32_t kLarge = 8192;
+  std::int64_t parts = 0;
+  for (std::size_t k = 0; k < count; ++k) {
+    if (std::abs(std::int32_t{q[k]}) < kLarge) parts += std::int64_t{q[k]} * 32768 + rest[k];
+  }
+  return static_cast<double>(parts) / kRestParts;
+}
+
 // The arithmetic in integers: samples are rounded to 16 bits and multiplied. With a sample that is
 // coarse, what rounding left is multiplied as well and added. What the rounding of weights does is
-// much alike for all inputs of an output, so its sum times the mean input is taken back (unless the
-// sample is coarse: a few large inputs make a mean that stands for none):
+// much alike for all inputs of an output, so its sum times the mean input is taken back; the mean
+// of a coarse sample leaves out inputs beyond a quarter of the range, which would stand for none:
 //   drift[o] = level_scale * 2^-16 * sum over k of rint((weight / level_scale - level) * 2^16)
 //   y = bias + float(sum * unit) [+ float(rest sum * unit / 2^15)] + float(mean of x * drift[o])
 class CodebookIntegerStep final : public Step {
@@ -239,8 +249,9 @@ class CodebookIntegerStep final : public Step {
         const bool coarse = std::isfinite(unit) && is_coarse(x_of, q + r * q_stride_, in_features_);
         const bool has_rest =
             coarse && round_rest(x_of, q + r * q_stride_, unit, in_features_, rest + r * q_stride_);
-        const std::int64_t sum = coarse ? 0 : sum_of(q + r * q_stride_, in_features_);
-        means[r] = unit * static_cast<double>(sum) / static_cast<double>(in_features_);
+        const double sum = coarse ? usual_sum(q + r * q_stride_, rest + r * q_stride_, in_features_)
+                                  : static_cast<double>(sum_of(q + r * q_stride_, in_features_));
+        means[r] = unit * sum / static_cast<double>(in_features_);
         units[r] = level_scale_ * unit;
         rest_units[r] = has_rest ? units[r] / kRestParts : 0.0;
       }
