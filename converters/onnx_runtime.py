@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import numpy as np
 import onnxruntime
 
 from ..errors import FormatError, InvalidInputError
@@ -21,7 +22,7 @@ class OnnxRuntimeModel:
         self._path = os.fspath(path)
 
     def load(self, threads: int) -> Callable[[dict[str, Array]], dict[str, Array]]:
-        """Returns a function from inputs by name to outputs by name.
+        """Returns a function from inputs by name to outputs by name; a file with a fixed batch runs batch by batch.
 
         Raises:
             FormatError: ONNX Runtime does not take the file.
@@ -35,12 +36,34 @@ class OnnxRuntimeModel:
         except Exception as error:  # its own exceptions share no other base
             raise FormatError(f"{self._path}: ONNX Runtime does not load it: {_first_line(error)}") from None
         names = [output.name for output in session.get_outputs()]
+        shapes = {source.name: source.shape for source in session.get_inputs()}
+        batches = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], int)}
+        fixed = batches.pop() if len(batches) == 1 else None
 
-        def run(feeds: dict[str, Array]) -> dict[str, Array]:
+        def run_once(feeds: dict[str, Array]) -> list[Array]:
             try:
-                return dict(zip(names, session.run(None, feeds), strict=True))
+                outputs: list[Array] = session.run(None, feeds)
             except Exception as error:
                 raise InvalidInputError(f"{self._path}: ONNX Runtime does not run it: {_first_line(error)}") from None
+            return outputs
+
+        def run(feeds: dict[str, Array]) -> dict[str, Array]:
+            if feeds.keys() != shapes.keys():
+                raise InvalidInputError(
+                    f"{self._path}: its inputs are {sorted(shapes)}, of the .tacbin {sorted(feeds)}: another model"
+                )
+            count = len(next(iter(feeds.values()), ()))
+            if fixed is None or count == fixed:
+                return dict(zip(names, run_once(feeds), strict=True))
+            if count % fixed != 0:
+                raise InvalidInputError(
+                    f"{self._path}: its batch is fixed at {fixed}, {count} samples are no multiple of it"
+                )
+            pieces = [
+                run_once({name: x[first : first + fixed] for name, x in feeds.items()})
+                for first in range(0, count, fixed)
+            ]
+            return {name: np.concatenate(parts) for name, parts in zip(names, zip(*pieces, strict=True), strict=True)}
 
         return run
 
