@@ -23,6 +23,7 @@
 #include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
 #include "base/thread_pool.h"
+#include "command.h"
 #include "format/writer.h"
 #include "kernels/dispatch.h"
 #include "limits/limits.h"
@@ -63,11 +64,6 @@ constexpr Shape kLayerShapes[] = {
     {"layer 1x1 512@7", 512, 512, 7, 1, 1, 1},
     {"layer 3x3 stride 2 128@28", 128, 128, 28, 3, 2, 1},
     {"layer 8192 -> 1024", 8192, 1024, 1, 1, 1, 1},
-};
-
-struct Options {
-  bool quick = false, json = false;
-  std::string_view backend, filter;
 };
 
 struct Measurement {
@@ -341,7 +337,7 @@ void report(const std::vector<Measurement>& measurements, bool json) {
 
 // False, and a message, where a backend's answer is wrong.
 template <class Problem>
-bool measure_all(std::span<const Shape> shapes, const Options& options,
+bool measure_all(std::span<const Shape> shapes, const BenchOptions& options,
                  std::vector<Measurement>& measurements) {
   const CpuFeatures features = detect_cpu_features();
   for (const Shape& shape : shapes) {
@@ -365,7 +361,7 @@ bool measure_all(std::span<const Shape> shapes, const Options& options,
   return true;
 }
 
-int run(const Options& options) {
+int run(const BenchOptions& options) {
   std::vector<Measurement> measurements;
   if (!measure_all<KernelProblem>(kKernelShapes, options, measurements) ||
       !measure_all<LayerProblem>(kLayerShapes, options, measurements)) {
@@ -384,25 +380,5 @@ int run(const Options& options) {
 }  // namespace tac::kernels
 
 int main(int argc, char** argv) {
-  tac::kernels::Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view arg = argv[i];
-    if (arg == "--quick") {
-      options.quick = true;
-    } else if (arg == "--json") {
-      options.json = true;
-    } else if (arg == "--backend" && i + 1 < argc) {
-      options.backend = argv[++i];
-    } else if (arg == "--filter" && i + 1 < argc) {
-      options.filter = argv[++i];
-    } else {
-      std::fprintf(stderr,
-                   "unknown argument '%s'\nusage: tac_kernel_bench [--quick] [--json] [--backend "
-                   "NAME] [--filter "
-                   "TEXT]\n",
-                   argv[i]);
-      return 2;
-    }
-  }
-  return tac::kernels::run(options);
+  return tac::bench_main(argc, argv, "tac_kernel_bench", tac::kernels::run);
 }

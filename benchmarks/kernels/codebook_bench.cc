@@ -5,8 +5,6 @@
 // caches hold is there from the repetition before.
 //
 //   tac_codebook_bench [--quick] [--json] [--backend NAME] [--filter TEXT]
-#include <time.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -20,8 +18,8 @@
 #include <vector>
 
 #include "base/cpu_features.h"
-#include "base/error.h"
 #include "base/thread_pool.h"
+#include "command.h"
 #include "format/writer.h"
 #include "kernels/dispatch.h"
 #include "reference/float_reference.h"
@@ -29,13 +27,6 @@
 
 namespace tac {
 namespace {
-
-struct Options {
-  bool quick = false;
-  bool json = false;
-  std::string backend;
-  std::string filter;
-};
 
 enum class Inputs { kFloat, kRelu, kSigns };
 constexpr std::string_view kInputNames[] = {"float", "relu", "+-1"};
@@ -50,36 +41,6 @@ struct Measurement {
   double param_bytes;
   double dense_us;  // linear_f32 on the same shape and batch
 };
-
-// Processor time of this thread, so that a busy machine does not count as a slow kernel.
-double now_us() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) * 1e6 + static_cast<double>(time.tv_nsec) * 1e-3;
-}
-
-struct Times {
-  double median, best, spread;
-};
-
-// Repetitions of at least 0.2 ms each, for about budget_us in all.
-Times measure(double budget_us, const std::function<void()>& call) {
-  const double start = now_us();
-  call();
-  const int calls = std::max(1, static_cast<int>(200.0 / std::max(now_us() - start, 1e-3)));
-  std::vector<double> times;
-  const double begin = now_us();
-  do {
-    const double t = now_us();
-    for (int i = 0; i < calls; ++i) call();
-    times.push_back((now_us() - t) / calls);
-  } while (now_us() - begin < budget_us || times.size() < 3);
-  std::sort(times.begin(), times.end());
-  const auto at = [&](double q) {
-    return times[static_cast<std::size_t>(q * static_cast<double>(times.size() - 1))];
-  };
-  return {at(0.5), times[0], (at(0.9) - at(0.1)) / at(0.5)};
-}
 
 // Weights as pruning and clustering leave them: normal, the smallest set to 0, the others rounded
 // to 15 values from the smallest to the largest.
@@ -230,7 +191,7 @@ OpVariant codebook_op(ModelWriter& writer, const Weights& weights, const std::ve
 
 class Bench {
  public:
-  explicit Bench(Options options)
+  explicit Bench(BenchOptions options)
       : options_(std::move(options)),
         selection_(kernels::select_kernels(detect_cpu_features(), options_.backend)) {}
 
@@ -248,7 +209,7 @@ class Bench {
   static constexpr std::size_t kMaxBatch = 64;
   static constexpr std::size_t kCheckedOutputs = 64;
 
-  double budget_us() const { return options_.quick ? 1e3 : 150e3; }
+  double budget_ms() const { return options_.quick ? 1.0 : 150.0; }
 
   void run_layer(std::size_t inputs, std::size_t outputs, int zeros) {
     const std::string name = std::to_string(inputs) + " -> " + std::to_string(outputs) + ", " +
@@ -286,13 +247,14 @@ class Bench {
           std::fill(y.begin(), y.end(), NAN);
           layer.run(x.data(), y.data(), batch);
           check(name, expected, y, batch, inputs, outputs, integer);
-          const Times t = measure(budget_us(), [&] { layer.run(x.data(), y.data(), batch); });
-          const double per_image = 1.0 / static_cast<double>(batch);
-          if (&layer == &dense) dense_us[batch] = t.median * per_image;
+          const BenchTimes t =
+              time_calls(budget_ms(), [&] { layer.run(x.data(), y.data(), batch); });
+          const double us_per_image = 1e3 / static_cast<double>(batch);
+          if (&layer == &dense) dense_us[batch] = t.median_ms * us_per_image;
           measurements_.push_back({name, arithmetic, layer.step().kernel, inputs, outputs, batch,
                                    zeros, kInputNames[static_cast<std::size_t>(kind)],
-                                   static_cast<double>(weights.nonzeros), t.median * per_image,
-                                   t.best * per_image, t.spread,
+                                   static_cast<double>(weights.nonzeros),
+                                   t.median_ms * us_per_image, t.best_ms * us_per_image, t.spread,
                                    static_cast<double>(layer.step().param_bytes), dense_us[batch]});
         };
         if (kind == Inputs::kFloat) add(dense, "dense", false);
@@ -355,7 +317,7 @@ class Bench {
     }
   }
 
-  Options options_;
+  BenchOptions options_;
   kernels::Selection selection_;
   std::vector<Measurement> measurements_;
 };
@@ -364,30 +326,8 @@ class Bench {
 }  // namespace tac
 
 int main(int argc, char** argv) {
-  tac::Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view arg = argv[i];
-    if (arg == "--quick") {
-      options.quick = true;
-    } else if (arg == "--json") {
-      options.json = true;
-    } else if (arg == "--backend" && i + 1 < argc) {
-      options.backend = argv[++i];
-    } else if (arg == "--filter" && i + 1 < argc) {
-      options.filter = argv[++i];
-    } else {
-      std::fprintf(stderr,
-                   "unknown argument '%s'\nusage: tac_codebook_bench [--quick] [--json] "
-                   "[--backend NAME] [--filter TEXT]\n",
-                   argv[i]);
-      return 2;
-    }
-  }
-  try {
+  return tac::bench_main(argc, argv, "tac_codebook_bench", [](tac::BenchOptions& options) {
     tac::Bench(std::move(options)).run();
-  } catch (const tac::Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 2;
-  }
-  return 0;
+    return 0;
+  });
 }

@@ -3,8 +3,6 @@
 // Weights are warm: as much of them as the caches hold is there from the repetition before.
 //
 //   tac_float_bench [--quick] [--json] [--backend NAME] [--filter TEXT]
-#include <time.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -18,25 +16,18 @@
 #include <vector>
 
 #include "base/cpu_features.h"
-#include "base/error.h"
+#include "command.h"
 #include "kernels/dispatch.h"
 #include "reference/float_reference.h"
 
 namespace tac {
 namespace {
 
-struct Options {
-  bool quick = false;
-  bool json = false;
-  std::string backend;
-  std::string filter;
-};
-
 struct Measurement {
   std::string name;
   std::string_view backend;
-  double macs, bytes;                 // of one call
-  double median_ms, best_ms, spread;  // spread: (90th - 10th percentile) / median
+  double macs, bytes;  // of one call
+  BenchTimes times;
 };
 
 // Floats from a 64-byte boundary on.
@@ -62,34 +53,6 @@ std::vector<float> random_values(std::size_t n, std::uint32_t seed) {
   return v;
 }
 
-// Processor time of this thread, so that a busy machine does not count as a slow kernel.
-double now_ms() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) * 1e3 + static_cast<double>(time.tv_nsec) * 1e-6;
-}
-
-// Repetitions of at least 0.2 ms each, for about budget_ms in all.
-Measurement measure(std::string name, std::string_view backend, double macs, double bytes,
-                    double budget_ms, const std::function<void()>& call) {
-  const double start = now_ms();
-  call();
-  const double first = std::max(now_ms() - start, 1e-6);
-  const int calls = std::max(1, static_cast<int>(0.2 / first));
-  std::vector<double> times;
-  const double begin = now_ms();
-  do {
-    const double t = now_ms();
-    for (int i = 0; i < calls; ++i) call();
-    times.push_back((now_ms() - t) / calls);
-  } while (now_ms() - begin < budget_ms || times.size() < 3);
-  std::sort(times.begin(), times.end());
-  const auto at = [&](double q) {
-    return times[static_cast<std::size_t>(q * static_cast<double>(times.size() - 1))];
-  };
-  return {std::move(name), backend, macs, bytes, at(0.5), times[0], (at(0.9) - at(0.1)) / at(0.5)};
-}
-
 void require_close(const std::string& name, const reference::Sum& expected, float got,
                    std::size_t n_terms) {
   const double bound = static_cast<double>(n_terms) * 0x1p-23 * expected.magnitude;
@@ -101,7 +64,7 @@ void require_close(const std::string& name, const reference::Sum& expected, floa
 
 class Bench {
  public:
-  explicit Bench(Options options)
+  explicit Bench(BenchOptions options)
       : options_(std::move(options)),
         selection_(kernels::select_kernels(detect_cpu_features(), options_.backend)) {}
 
@@ -238,8 +201,9 @@ class Bench {
         cols_inside += ox * s.stride_w + kx * s.dilation_w - s.pad_left < s.in_w;
     }
     const double macs = rows_inside * cols_inside * static_cast<double>(s.channels * outputs);
-    measurements_.push_back(measure(name, backend_of("conv_f32"), macs,
-                                    static_cast<double>(4 * outputs * run), budget_ms(), call));
+    measurements_.push_back({name, backend_of("conv_f32"), macs,
+                             static_cast<double>(4 * outputs * run),
+                             time_calls(budget_ms(), call)});
   }
 
   void fully_connected(std::size_t inputs, std::size_t outputs, std::size_t batch) {
@@ -274,9 +238,9 @@ class Bench {
       for (std::size_t o = 0; o < n_checked; ++o)
         require_close(name, expected[n * n_checked + o], y[n * outputs + o], inputs);
     }
-    measurements_.push_back(measure(name, backend_of("linear_f32"), macs,
-                                    4.0 * static_cast<double>(inputs * outputs), budget_ms(),
-                                    call));
+    measurements_.push_back({name, backend_of("linear_f32"), macs,
+                             4.0 * static_cast<double>(inputs * outputs),
+                             time_calls(budget_ms(), call)});
   }
 
   void report() const {
@@ -294,8 +258,8 @@ class Bench {
             "\"spread\": %.3f, "
             "\"gmac_per_s\": %.3f, \"weight_gb_per_s\": %.3f}",
             separator, m.name.c_str(), static_cast<int>(m.backend.size()), m.backend.data(),
-            m.median_ms, m.best_ms, m.spread, m.macs / m.median_ms * 1e-6,
-            m.bytes / m.median_ms * 1e-6);
+            m.times.median_ms, m.times.best_ms, m.times.spread, m.macs / m.times.median_ms * 1e-6,
+            m.bytes / m.times.median_ms * 1e-6);
         separator = ",\n";
       }
       std::printf("\n]}\n");
@@ -306,12 +270,13 @@ class Bench {
                 "spread", "GMAC/s", "GB/s w");
     for (const Measurement& m : measurements_) {
       std::printf("%-58s %-8.*s %10.4f %10.4f %6.1f%% %9.2f %8.2f\n", m.name.c_str(),
-                  static_cast<int>(m.backend.size()), m.backend.data(), m.median_ms, m.best_ms,
-                  100.0 * m.spread, m.macs / m.median_ms * 1e-6, m.bytes / m.median_ms * 1e-6);
+                  static_cast<int>(m.backend.size()), m.backend.data(), m.times.median_ms,
+                  m.times.best_ms, 100.0 * m.times.spread, m.macs / m.times.median_ms * 1e-6,
+                  m.bytes / m.times.median_ms * 1e-6);
     }
   }
 
-  Options options_;
+  BenchOptions options_;
   kernels::Selection selection_;
   std::vector<Measurement> measurements_;
 };
@@ -320,30 +285,8 @@ class Bench {
 }  // namespace tac
 
 int main(int argc, char** argv) {
-  tac::Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view arg = argv[i];
-    if (arg == "--quick") {
-      options.quick = true;
-    } else if (arg == "--json") {
-      options.json = true;
-    } else if (arg == "--backend" && i + 1 < argc) {
-      options.backend = argv[++i];
-    } else if (arg == "--filter" && i + 1 < argc) {
-      options.filter = argv[++i];
-    } else {
-      std::fprintf(stderr,
-                   "unknown argument '%s'\nusage: tac_float_bench [--quick] [--json] [--backend "
-                   "NAME] [--filter TEXT]\n",
-                   argv[i]);
-      return 2;
-    }
-  }
-  try {
+  return tac::bench_main(argc, argv, "tac_float_bench", [](tac::BenchOptions& options) {
     tac::Bench(std::move(options)).run();
-  } catch (const tac::Error& e) {
-    std::fprintf(stderr, "%s\n", e.what());
-    return 2;
-  }
-  return 0;
+    return 0;
+  });
 }
