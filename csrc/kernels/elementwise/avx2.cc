@@ -7,87 +7,11 @@
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx2 {
+
+#include "kernels/backend_vector_avx2.inc"
+
 namespace {
 
-using Vec = __m256;
-using Mask = __m256i;
-constexpr std::size_t kLanes = 8;
-
-static inline Mask mask_of(std::size_t n_lanes) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n_lanes)),
-                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-static inline Vec load(const float* x) {
-  return _mm256_loadu_ps(x);
-}
-static inline Vec load(const float* x, Mask mask) {
-  return _mm256_maskload_ps(x, mask);
-}
-static inline void store(float* y, Vec v) {
-  _mm256_storeu_ps(y, v);
-}
-static inline void store(float* y, Mask mask, Vec v) {
-  _mm256_maskstore_ps(y, mask, v);
-}
-static inline Vec set(float v) {
-  return _mm256_set1_ps(v);
-}
-static inline Vec zero_unless(Mask mask, Vec v) {
-  return _mm256_and_ps(_mm256_castsi256_ps(mask), v);
-}
-
-// Lanes where `condition` holds take a, the others b.
-static inline Vec select(Vec condition, Vec a, Vec b) {
-  return _mm256_blendv_ps(b, a, condition);
-}
-static inline Vec less(Vec a, Vec b) {
-  return _mm256_cmp_ps(a, b, _CMP_LT_OQ);
-}
-static inline Vec equal(Vec a, Vec b) {
-  return _mm256_cmp_ps(a, b, _CMP_EQ_OQ);
-}
-static inline Vec is_nan(Vec a) {
-  return _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
-}
-
-static inline Vec add(Vec a, Vec b) {
-  return _mm256_add_ps(a, b);
-}
-static inline Vec sub(Vec a, Vec b) {
-  return _mm256_sub_ps(a, b);
-}
-static inline Vec mul(Vec a, Vec b) {
-  return _mm256_mul_ps(a, b);
-}
-static inline Vec div(Vec a, Vec b) {
-  return _mm256_div_ps(a, b);
-}
-static inline Vec fma(Vec a, Vec b, Vec c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
-static inline Vec sign_bits(Vec v) {
-  return _mm256_and_ps(v, set(-0.0F));
-}
-static inline Vec absolute(Vec v) {
-  return _mm256_andnot_ps(set(-0.0F), v);
-}
-static inline Vec flip_signs(Vec v, Vec signs) {
-  return _mm256_xor_ps(v, signs);
-}
-static inline Vec square_root(Vec v) {
-  return _mm256_sqrt_ps(v);
-}
-template <int kMode>
-static inline Vec round_to(Vec v) {
-  return _mm256_round_ps(v, kMode);
-}
-// The instructions return their second operand where one is NaN and where both are equal: here x.
-static inline Vec at_least(Vec x, Vec low) {
-  return _mm256_max_ps(low, x);
-}
-static inline Vec at_most(Vec x, Vec high) {
-  return _mm256_min_ps(high, x);
-}
 static inline float largest_lane(Vec v) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   m = _mm_max_ps(m, _mm_movehl_ps(m, m));
