@@ -159,7 +159,7 @@ struct BitPool {
 //   codebook: at most 2^code_bits values; with a bitmap none of them is 0.
 //   levels: empty: sums in float32. Otherwise an integer for each codebook value, which is level *
 //     level_scale up to half a level_scale; x is rounded to 16 bits (kernels/codebook_i16 has the
-//     rule, runtime/ops/codebook_linear.cc that for what rounding leaves) and the sum is that of
+//     rule, runtime/codebook_rounding.h that for what rounding leaves) and the sum is that of
 //     integers, exact, and scaled once. |level| <= 32767, K <= 65536, and a bitmap leaves one of
 //     the 16 codes free.
 struct CodebookLinear {

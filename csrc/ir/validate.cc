@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "base/count_bits.h"
 #include "base/error.h"
 #include "ir/graph.h"
 #include "ir/op_names.h"
@@ -63,19 +64,6 @@ bool has_nan(std::span<const float> values) {
   std::uint32_t found = 0;
   for (const float v : values) found |= static_cast<std::uint32_t>(v != v);
   return found != 0;
-}
-
-std::int64_t count_bits(std::span<const std::uint32_t> words) {
-  std::uint64_t total = 0;
-  // A popcount in plain arithmetic: the baseline instruction set has no instruction for it.
-  for (std::uint32_t x : words) {
-    x -= x >> 1 & 0x55555555U;
-    x = (x & 0x33333333U) + (x >> 2 & 0x33333333U);
-    x = (x + (x >> 4)) & 0x0F0F0F0FU;
-    x += x >> 8;
-    total += (x + (x >> 16)) & 0x3FU;
-  }
-  return static_cast<std::int64_t>(total);
 }
 
 // Whether every code of `code_bits` in `bytes` is below `limit`.

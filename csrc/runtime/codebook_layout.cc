@@ -7,6 +7,7 @@
 #include <numeric>
 #include <utility>
 
+#include "base/count_bits.h"
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "runtime/layout.h"
 
@@ -45,14 +46,6 @@ std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
 // often at a branch that cannot be foreseen.
 std::uint64_t two_words(const std::uint32_t* words, std::size_t i, std::size_t n) noexcept {
   return words[i] | (i + 1 < n ? std::uint64_t{words[i + 1]} << 32U : 0);
-}
-
-// In plain arithmetic: the baseline instruction set has no instruction for it.
-std::size_t count_bits(std::uint64_t x) noexcept {
-  x -= x >> 1U & 0x5555555555555555U;
-  x = (x & 0x3333333333333333U) + (x >> 2U & 0x3333333333333333U);
-  x = (x + (x >> 4U)) & 0x0F0F0F0F0F0F0F0FU;
-  return static_cast<std::size_t>(x * 0x0101010101010101U >> 56U);
 }
 
 // The weights of one lane of a tile, and how far they are scheduled.
@@ -181,10 +174,8 @@ CodebookRows::CodebookRows(const CodebookLinear& op, std::size_t rows, std::size
   }
   const std::size_t words = ceil_div(columns, kWordBits);
   for (std::size_t r = 0; r < rows; ++r) {
-    std::size_t count = 0;
-    for (std::size_t w = 0; w < words; w += 2)
-      count += count_bits(two_words(bitmap_.data() + r * words, w, words));
-    begins_[r + 1] = begins_[r] + count;
+    begins_[r + 1] =
+        begins_[r] + static_cast<std::size_t>(count_bits(bitmap_.subspan(r * words, words)));
   }
 }
 

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 
-#include "runtime/layout.h"
-
 namespace tac {
 
 namespace {
@@ -82,6 +80,27 @@ void TileStep::run(const RunContext& ctx) const noexcept {
                              finish_tile(ctx, tile);
                            }
                          });
+}
+
+RowStep::RowStep(TensorId input, TensorId output, const PrepareContext& ctx)
+    : in_(map_of(ctx.tensor(input))),
+      out_(map_of(ctx.tensor(output))),
+      input_(input),
+      output_(output) {
+  lead(Leads::kFromMemory, output, ctx);
+}
+
+void RowStep::run(const RunContext& ctx) const noexcept {
+  const float* x = ctx.read<float>(input_);
+  float* y = ctx.write<float>(output_);
+  ctx.pool->parallel_for(
+      ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
+        for (std::size_t i = begin; i < end; ++i) {
+          const std::size_t sample = i / out_.h, oy = i % out_.h;
+          make_row(x + sample * in_.h * in_.w * in_.c, oy, y + i * out_.w * out_.c);
+          finish_tile(ctx, {sample, oy * out_.w, out_.w, 0, out_.c});
+        }
+      });
 }
 
 }  // namespace tac

@@ -13,6 +13,7 @@
 #include "base/thread_pool.h"
 #include "ir/graph.h"
 #include "kernels/dispatch.h"
+#include "runtime/layout.h"
 
 namespace tac {
 
@@ -147,6 +148,20 @@ struct PrepareContext {
   const kernels::KernelTable& kernels() const { return selection.kernels; }
   // "name/backend"
   std::string kernel_label(KernelId id) const;
+};
+
+// A float op that makes a row of the output map at a time, all channels, from a map.
+class RowStep : public Step {
+ public:
+  void run(const RunContext& ctx) const noexcept final;
+
+ protected:
+  RowStep(TensorId input, TensorId output, const PrepareContext& ctx);
+  virtual void make_row(const float* map, std::size_t oy, float* row) const noexcept = 0;
+  Map in_, out_;
+
+ private:
+  TensorId input_, output_;
 };
 
 // One overload per op, each in ops/<op>.cc. The op fits its tensors (validate() said so). nullptr:

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "runtime/codebook_layout.h"
+#include "runtime/codebook_rounding.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -118,67 +119,11 @@ class CodebookLinearStep final : public Step {
   kernels::codebook_linear_f32_fn kernel_;
 };
 
-// Whether a sample rounded to q is coarse: a few large values leave the others few bits. The root
-// mean square of q over the inputs that are not 0 is then below 4096, an eighth of its range. In
-// integers, so that all backends decide alike.
-bool is_coarse(const float* x, const std::int16_t* q, std::size_t count) noexcept {
-  constexpr std::size_t kRun = 256;  // 2^8 squares of 11 bits and a sign fit 32 bits
-  std::uint64_t squares = 0, used = 0;
-  for (std::size_t begin = 0; begin < count; begin += kRun) {
-    const std::size_t end = std::min(begin + kRun, count);
-    std::int32_t run_squares = 0, run_used = 0;
-    for (std::size_t k = begin; k < end; ++k) {
-      const std::int32_t part = q[k] / 16;
-      run_squares += part * part;
-      run_used += x[k] != 0.0F ? 1 : 0;
-    }
-    squares += static_cast<std::uint64_t>(run_squares);
-    used += static_cast<std::uint64_t>(run_used);
-  }
-  return squares < used << 16U;
-}
-
-// What rounding to q left of x, in units of unit / kRestParts. Returns whether anything.
-constexpr double kRestParts = 32768.0;
-bool round_rest(const float* x, const std::int16_t* q, double unit, std::size_t count,
-                std::int16_t* rest) noexcept {
-  int any = 0;
-  for (std::size_t k = 0; k < count; ++k) {
-    const double left = static_cast<double>(x[k]) - q[k] * unit;
-    rest[k] = static_cast<std::int16_t>(std::nearbyint(left / unit * kRestParts));
-    any |= rest[k];
-  }
-  std::fill_n(rest + count, kernels::kCodebookWindow, std::int16_t{0});
-  return any != 0;
-}
-
-std::int64_t sum_of(const std::int16_t* q, std::size_t count) noexcept {
-  constexpr std::size_t kRun = 65536;  // 2^16 values of 16 bits fit 32 bits
-  std::int64_t sum = 0;
-  for (std::size_t begin = 0; begin < count; begin += kRun) {
-    std::int32_t run = 0;
-    for (std::size_t k = begin; k < std::min(begin + kRun, count); ++k) run += q[k];
-    sum += run;
-  }
-  return sum;
-}
-
-// The sum, in units of q, of the inputs of a coarse sample that are not among its few large ones.
-double usual_sum(const std::int16_t* q, const std::int16_t* rest, std::size_t count) noexcept {
-  constexpr std::int32_t kLarge = 8192;
-  std::int64_t parts = 0;
-  for (std::size_t k = 0; k < count; ++k) {
-    if (std::abs(std::int32_t{q[k]}) < kLarge) parts += std::int64_t{q[k]} * 32768 + rest[k];
-  }
-  return static_cast<double>(parts) / kRestParts;
-}
-
-// The arithmetic in integers: samples are rounded to 16 bits and multiplied. With a sample that is
-// coarse, what rounding left is multiplied as well and added. What the rounding of weights does is
-// much alike for all inputs of an output, so its sum times the mean input is taken back; the mean
-// of a coarse sample leaves out inputs beyond a quarter of the range, which would stand for none:
+// The arithmetic in integers: samples are rounded (codebook_rounding.h) and multiplied, and so is
+// what rounding left of a coarse one. What the rounding of weights does is much alike for all
+// inputs of an output, so its sum times the mean input is taken back:
 //   drift[o] = level_scale * 2^-16 * sum over k of rint((weight / level_scale - level) * 2^16)
-//   y = bias + float(sum * unit) [+ float(rest sum * unit / 2^15)] + float(mean of x * drift[o])
+//   y = bias + float(sum * unit) [+ float(rest sum * rest unit)] + float(mean of x * drift[o])
 class CodebookIntegerStep final : public Step {
  public:
   CodebookIntegerStep(const CodebookLinear& op, const PrepareContext& ctx)
@@ -228,8 +173,8 @@ class CodebookIntegerStep final : public Step {
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
     zeros_ = AlignedBuffer<float>(out_features_);
     measure_drift(op, weights);
-    sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double) +
-                                   out_features_ * sizeof(float));
+    sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double)) +
+                           out_features_ * sizeof(float);
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -239,21 +184,16 @@ class CodebookIntegerStep final : public Step {
     auto* q = reinterpret_cast<std::int16_t*>(ctx.sample_scratch);
     std::int16_t* rest = q + n_rows * q_stride_;
     auto* units = reinterpret_cast<double*>(rest + n_rows * q_stride_);
-    double* rest_units = units + n_rows;  // 0: the sample has no rest
+    double* rest_units = units + n_rows;
     double* means = rest_units + n_rows;
     auto* rest_y = reinterpret_cast<float*>(means + n_rows);
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t r = begin; r < end; ++r) {
-        const float* x_of = x + r * in_features_;
-        const double unit = quantize_(x_of, in_features_, q + r * q_stride_);
-        const bool coarse = std::isfinite(unit) && is_coarse(x_of, q + r * q_stride_, in_features_);
-        const bool has_rest =
-            coarse && round_rest(x_of, q + r * q_stride_, unit, in_features_, rest + r * q_stride_);
-        const double sum = coarse ? usual_sum(q + r * q_stride_, rest + r * q_stride_, in_features_)
-                                  : static_cast<double>(sum_of(q + r * q_stride_, in_features_));
-        means[r] = unit * sum / static_cast<double>(in_features_);
-        units[r] = level_scale_ * unit;
-        rest_units[r] = has_rest ? units[r] / kRestParts : 0.0;
+        const RoundedSample sample = round_sample(quantize_, x + r * in_features_, in_features_,
+                                                  q + r * q_stride_, rest + r * q_stride_);
+        units[r] = level_scale_ * sample.unit;
+        rest_units[r] = level_scale_ * sample.rest_unit;
+        means[r] = sample.mean;
       }
     });
     ctx.pool->parallel_for(ceil_div(n_rows, kRowsPerItem) * n_items_,
@@ -265,25 +205,19 @@ class CodebookIntegerStep final : public Step {
                                         bias_.data(), y + row * out_features_);
                              }
                            });
-    const bool rests =
-        std::any_of(rest_units, rest_units + n_rows, [](double unit) { return unit != 0.0; });
-    if (!rests && drift_.size() == 0) return;
-    ctx.pool->parallel_for(rests ? n_rows * n_items_ : 0,
-                           [&](std::size_t begin, std::size_t end, std::size_t) {
-                             for (std::size_t i = begin; i < end; ++i) {
-                               const std::size_t row = i / n_items_;
-                               if (rest_units[row] == 0.0) continue;
-                               multiply(i % n_items_, rest + row * q_stride_, 1, rest_units + row,
-                                        zeros_.data(), rest_y + row * out_features_);
-                             }
-                           });
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      if (rest_units[r] == 0.0) continue;
+      ctx.pool->parallel_for(n_items_, [&](std::size_t begin, std::size_t end, std::size_t) {
+        for (std::size_t item = begin; item < end; ++item)
+          multiply(item, rest + r * q_stride_, 1, rest_units + r, zeros_.data(), rest_y);
+      });
+      for (std::size_t o = 0; o < out_features_; ++o) y[r * out_features_ + o] += rest_y[o];
+    }
+    if (drift_.size() == 0) return;
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t r = begin; r < end; ++r) {
-        float* y_of = y + r * out_features_;
-        for (std::size_t o = 0; o < out_features_ && rest_units[r] != 0.0; ++o)
-          y_of[o] += rest_y[r * out_features_ + o];
-        for (std::size_t o = 0; o < drift_.size(); ++o)
-          y_of[o] += static_cast<float>(means[r] * drift_[o]);
+        for (std::size_t o = 0; o < out_features_; ++o)
+          y[r * out_features_ + o] += static_cast<float>(means[r] * drift_[o]);
       }
     });
   }

@@ -86,13 +86,10 @@ class ConvStep final : public Step {
 };
 
 // A group for every channel, of one input and one output.
-class DepthwiseStep final : public Step {
+class DepthwiseStep final : public RowStep {
  public:
   DepthwiseStep(const Conv& op, const PrepareContext& ctx)
-      : input_(op.input),
-        output_(op.output),
-        in_(map_of(ctx.tensor(op.input))),
-        out_(map_of(ctx.tensor(op.output))),
+      : RowStep(op.input, op.output, ctx),
         bias_(expand(op.bias, out_.c)),
         kernel_(ctx.kernels().depthwise_f32) {
     const WindowSizes w = window_sizes(op.window);
@@ -105,28 +102,16 @@ class DepthwiseStep final : public Step {
     params_ = {in_.h,      in_.w,      out_.w,          out_.c,       w.kernel_h,
                w.kernel_w, w.stride_h, w.stride_w,      w.dilation_h, w.dilation_w,
                w.pad_top,  w.pad_left, weights_.data(), bias_.data()};
-    lead(Leads::kFromMemory, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::depthwise_f32);
     macs = out_.h * out_.w * out_.c * taps;
     param_bytes = weights_.bytes() + bias_.bytes();
   }
 
-  void run(const RunContext& ctx) const noexcept override {
-    const float* x = ctx.read<float>(input_);
-    float* y = ctx.write<float>(output_);
-    ctx.pool->parallel_for(
-        ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t sample = i / out_.h, oy = i % out_.h;
-            kernel_(params_, x + sample * in_.h * in_.w * in_.c, oy, y + i * out_.w * out_.c);
-            finish_tile(ctx, {sample, oy * out_.w, out_.w, 0, out_.c});
-          }
-        });
+ private:
+  void make_row(const float* map, std::size_t oy, float* row) const noexcept override {
+    kernel_(params_, map, oy, row);
   }
 
- private:
-  TensorId input_, output_;
-  Map in_, out_;
   AlignedBuffer<float> weights_, bias_;
   kernels::DepthwiseParams params_{};
   kernels::depthwise_f32_fn kernel_;

@@ -8,14 +8,10 @@ namespace tac {
 
 namespace {
 
-class PoolStep final : public Step {
+class PoolStep final : public RowStep {
  public:
   PoolStep(const Pool& op, const PrepareContext& ctx)
-      : input_(op.input),
-        output_(op.output),
-        in_(map_of(ctx.tensor(op.input))),
-        out_(map_of(ctx.tensor(op.output))),
-        kernel_(ctx.kernels().pool_f32) {
+      : RowStep(op.input, op.output, ctx), kernel_(ctx.kernels().pool_f32) {
     const WindowSizes w = window_sizes(op.window);
     params_ = {in_.h,
                in_.w,
@@ -33,26 +29,14 @@ class PoolStep final : public Step {
                w.pad_right,
                op.kind == PoolKind::kAverage,
                op.count_include_pad};
-    lead(Leads::kFromMemory, op.output, ctx);
     kernel = ctx.kernel_label(KernelId::pool_f32);
   }
 
-  void run(const RunContext& ctx) const noexcept override {
-    const float* x = ctx.read<float>(input_);
-    float* y = ctx.write<float>(output_);
-    ctx.pool->parallel_for(
-        ctx.n_samples * out_.h, [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t sample = i / out_.h, oy = i % out_.h;
-            kernel_(params_, x + sample * in_.h * in_.w * in_.c, oy, y + i * out_.w * out_.c);
-            finish_tile(ctx, {sample, oy * out_.w, out_.w, 0, out_.c});
-          }
-        });
+ private:
+  void make_row(const float* map, std::size_t oy, float* row) const noexcept override {
+    kernel_(params_, map, oy, row);
   }
 
- private:
-  TensorId input_, output_;
-  Map in_, out_;
   kernels::PoolParams params_{};
   kernels::pool_f32_fn kernel_;
 };
