@@ -12,6 +12,7 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx2 {
@@ -136,20 +137,13 @@ double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
   std::uint32_t max_word = 0;
   for (const std::uint32_t lane : lanes) max_word = lane > max_word ? lane : max_word;
   for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
-  if (max_word == 0 || max_word >= 0x7F800000U) {
+  const LocalScale scale = local_scale(max_word);
+  if (!scale.usable) {
     for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return max_word == 0 ? 1.0 : static_cast<double>(__builtin_nanf(""));
+    return scale.unit;
   }
-  float max;
-  __builtin_memcpy(&max, &max_word, sizeof max);
-  const float pre = max < 0x1p-64F ? 0x1p64F : 1.0F;
-  float mul = 32767.0F / (max * pre);
-  std::uint32_t mul_bits;
-  __builtin_memcpy(&mul_bits, &mul, sizeof mul);
-  mul_bits &= 0xFFFF0000U;
-  __builtin_memcpy(&mul, &mul_bits, sizeof mul);
-  const __m256 pre8 = _mm256_set1_ps(pre);
-  const __m256 mul8 = _mm256_set1_ps(mul);
+  const __m256 pre8 = _mm256_set1_ps(scale.pre);
+  const __m256 mul8 = _mm256_set1_ps(scale.mul);
   const auto rounded = [&](__m256 v) __attribute__((always_inline)) {
     const __m256i whole32 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_mul_ps(v, pre8), mul8));
     return _mm_packs_epi32(_mm256_castsi256_si128(whole32), _mm256_extracti128_si256(whole32, 1));
@@ -159,7 +153,7 @@ double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
   alignas(16) std::int16_t rest[8];
   _mm_store_si128(reinterpret_cast<__m128i*>(rest), rounded(last));
   for (std::size_t k = whole; k < count; ++k) q[k] = rest[k - whole];
-  return 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+  return scale.unit;
 }
 
 void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,

@@ -19,6 +19,7 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx512 {
@@ -141,20 +142,13 @@ double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
   const std::uint32_t max_word = _mm512_reduce_max_epu32(max_bits);
   for (std::size_t k = 0; k < kCodebookWindow; k += 32)
     _mm512_storeu_si512(q + count + k, _mm512_setzero_si512());
-  if (max_word == 0 || max_word >= 0x7F800000U) {
+  const LocalScale scale = local_scale(max_word);
+  if (!scale.usable) {
     for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return max_word == 0 ? 1.0 : static_cast<double>(__builtin_nanf(""));
+    return scale.unit;
   }
-  float max;
-  __builtin_memcpy(&max, &max_word, sizeof max);
-  const float pre = max < 0x1p-64F ? 0x1p64F : 1.0F;
-  float mul = 32767.0F / (max * pre);
-  std::uint32_t mul_bits;
-  __builtin_memcpy(&mul_bits, &mul, sizeof mul);
-  mul_bits &= 0xFFFF0000U;
-  __builtin_memcpy(&mul, &mul_bits, sizeof mul);
-  const __m512 pre16 = _mm512_set1_ps(pre);
-  const __m512 mul16 = _mm512_set1_ps(mul);
+  const __m512 pre16 = _mm512_set1_ps(scale.pre);
+  const __m512 mul16 = _mm512_set1_ps(scale.mul);
   for (std::size_t k = 0; k < whole; k += 16) {
     const __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + k), pre16), mul16);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k),
@@ -163,7 +157,7 @@ double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
   const __m512 v =
       _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(tail, x + whole), pre16), mul16);
   _mm512_mask_cvtepi32_storeu_epi16(q + whole, tail, _mm512_cvtps_epi32(v));
-  return 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+  return scale.unit;
 }
 
 void codebook_linear_i16_sliced(const CodebookSlicedParams& params, const std::int16_t* q,

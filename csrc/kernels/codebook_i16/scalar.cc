@@ -2,21 +2,11 @@
 // other backends.
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
 namespace {
-
-static inline std::uint32_t bits_of(float v) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &v, sizeof bits);
-  return bits;
-}
-static inline float float_of(std::uint32_t bits) {
-  float v;
-  __builtin_memcpy(&v, &bits, sizeof v);
-  return v;
-}
 
 static inline std::size_t code_of(const std::uint8_t* row_codes, std::size_t k) {
   const std::size_t i = k % 32;
@@ -27,27 +17,25 @@ static inline std::size_t code_of(const std::uint8_t* row_codes, std::size_t k) 
 }  // namespace
 
 double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
-  constexpr std::uint32_t kMagnitude = 0x7FFFFFFF;
-  constexpr std::uint32_t kInfinity = 0x7F800000;
   for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
   std::uint32_t max_bits = 0;
   for (std::size_t k = 0; k < count; ++k) {
-    const std::uint32_t magnitude = bits_of(x[k]) & kMagnitude;
+    std::uint32_t magnitude;
+    __builtin_memcpy(&magnitude, x + k, sizeof magnitude);
+    magnitude &= 0x7FFFFFFFU;
     max_bits = magnitude > max_bits ? magnitude : max_bits;
   }
-  if (max_bits == 0 || max_bits >= kInfinity) {
+  const LocalScale scale = local_scale(max_bits);
+  if (!scale.usable) {
     for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return max_bits == 0 ? 1.0 : static_cast<double>(float_of(0x7FC00000));
+    return scale.unit;
   }
-  const float max = float_of(max_bits);
-  const float pre = max < 0x1p-64F ? 0x1p64F : 1.0F;
-  const float mul = float_of(bits_of(32767.0F / (max * pre)) & 0xFFFF0000U);
   for (std::size_t k = 0; k < count; ++k) {
     // Adding 1.5 * 2^23 leaves the integer in the fraction, rounded as the sum is: to even.
-    const float v = x[k] * pre * mul;
+    const float v = x[k] * scale.pre * scale.mul;
     q[k] = static_cast<std::int16_t>((v + 0x1.8p23F) - 0x1.8p23F);
   }
-  return 1.0 / (static_cast<double>(pre) * static_cast<double>(mul));
+  return scale.unit;
 }
 
 void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,
