@@ -62,6 +62,21 @@ void require_close(const std::string& name, const reference::Sum& expected, floa
   std::exit(1);
 }
 
+// Taps of all output pixels that lie inside the map: the others are not computed.
+double taps_inside(const reference::WindowShape& s) {
+  double rows_inside = 0;
+  double cols_inside = 0;
+  for (std::size_t ky = 0; ky < s.kernel_h; ++ky) {
+    for (std::size_t oy = 0; oy < s.out_h(); ++oy)
+      rows_inside += oy * s.stride_h + ky * s.dilation_h - s.pad_top < s.in_h;
+  }
+  for (std::size_t kx = 0; kx < s.kernel_w; ++kx) {
+    for (std::size_t ox = 0; ox < s.out_w(); ++ox)
+      cols_inside += ox * s.stride_w + kx * s.dilation_w - s.pad_left < s.in_w;
+  }
+  return rows_inside * cols_inside;
+}
+
 class Bench {
  public:
   explicit Bench(BenchOptions options)
@@ -117,6 +132,17 @@ class Bench {
           .pad_bottom = 1,
           .pad_right = 1},
          128);
+    depthwise("blur 64x56x56, 3x3 stride 2", {.in_h = 56,
+                                              .in_w = 56,
+                                              .channels = 64,
+                                              .kernel_h = 3,
+                                              .kernel_w = 3,
+                                              .stride_h = 2,
+                                              .stride_w = 2,
+                                              .pad_top = 1,
+                                              .pad_left = 1,
+                                              .pad_bottom = 1,
+                                              .pad_right = 1});
     conv("shortcut 256x14x14 -> 512, 1x1 stride 2",
          {.in_h = 14, .in_w = 14, .channels = 256, .stride_h = 2, .stride_w = 2}, 512);
     const std::size_t layers[][2] = {{8192, 1024}, {1024, 1024}, {4096, 4096}, {9216, 4096}};
@@ -189,20 +215,53 @@ class Bench {
     };
     call();
     for (std::size_t i = 0; i < y.size(); ++i) require_close(name, expected[i], y[i], run);
-    // MACs of taps inside the map only: those outside are not computed.
-    double rows_inside = 0;
-    double cols_inside = 0;
-    for (std::size_t ky = 0; ky < s.kernel_h; ++ky) {
-      for (std::size_t oy = 0; oy < s.out_h(); ++oy)
-        rows_inside += oy * s.stride_h + ky * s.dilation_h - s.pad_top < s.in_h;
-    }
-    for (std::size_t kx = 0; kx < s.kernel_w; ++kx) {
-      for (std::size_t ox = 0; ox < s.out_w(); ++ox)
-        cols_inside += ox * s.stride_w + kx * s.dilation_w - s.pad_left < s.in_w;
-    }
-    const double macs = rows_inside * cols_inside * static_cast<double>(s.channels * outputs);
+    const double macs = taps_inside(s) * static_cast<double>(s.channels * outputs);
     measurements_.push_back({name, backend_of("conv_f32"), macs,
                              static_cast<double>(4 * outputs * run),
+                             time_calls(budget_ms(), call)});
+  }
+
+  void depthwise(const std::string& label, const reference::WindowShape& s) {
+    const std::string name = "depthwise_f32 " + label;
+    const double macs = taps_inside(s) * static_cast<double>(s.channels);
+    if (skipped(name, macs)) return;
+    const std::size_t taps = s.kernel_h * s.kernel_w, n_pixels = s.in_h * s.in_w;
+    const std::vector<float> weights = random_values(taps * s.channels, 1);
+    const std::vector<float> bias = random_values(s.channels, 2);
+    const std::vector<float> x = random_values(n_pixels * s.channels, 3);
+    const kernels::DepthwiseParams params{.in_h = s.in_h,
+                                          .in_w = s.in_w,
+                                          .out_w = s.out_w(),
+                                          .channels = s.channels,
+                                          .kernel_h = s.kernel_h,
+                                          .kernel_w = s.kernel_w,
+                                          .stride_h = s.stride_h,
+                                          .stride_w = s.stride_w,
+                                          .dilation_h = s.dilation_h,
+                                          .dilation_w = s.dilation_w,
+                                          .pad_top = s.pad_top,
+                                          .pad_left = s.pad_left,
+                                          .weights = weights.data(),
+                                          .bias = bias.data()};
+    const std::size_t row_size = s.out_w() * s.channels;
+    std::vector<float> y(s.out_h() * row_size);
+    const auto call = [&] {
+      for (std::size_t oy = 0; oy < s.out_h(); ++oy)
+        selection_.kernels.depthwise_f32(params, x.data(), oy, y.data() + oy * row_size);
+    };
+    call();
+    reference::WindowShape one = s;  // channel
+    one.channels = 1;
+    for (std::size_t c = 0; c < s.channels; ++c) {
+      std::vector<float> w_c(taps), x_c(n_pixels);
+      for (std::size_t i = 0; i < taps; ++i) w_c[i] = weights[i * s.channels + c];
+      for (std::size_t i = 0; i < n_pixels; ++i) x_c[i] = x[i * s.channels + c];
+      const std::vector<reference::Sum> expected = reference::conv(one, 1, w_c, {bias[c]}, x_c);
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        require_close(name, expected[i], y[i * s.channels + c], taps);
+    }
+    measurements_.push_back({name, backend_of("depthwise_f32"), macs,
+                             static_cast<double>(4 * taps * s.channels),
                              time_calls(budget_ms(), call)});
   }
 

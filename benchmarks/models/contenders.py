@@ -106,6 +106,17 @@ class TacEngineAvx2(TacEngine):
     backend = "avx2"
 
 
+class TakesQdq(Contender):
+    """Runs the QDQ file: static ranges, u8 activations, s8 weights per channel (s8 x s8 has no fast x86 kernel)."""
+
+    check = "int8"
+
+    def build(self) -> None:
+        self.file = self.onnx.with_suffix(".int8.onnx")
+        if not self._is_built():
+            quantize(self.onnx, self.file)
+
+
 class OnnxRuntime(Contender):
     name = "onnxruntime float32"
     package = "onnxruntime"
@@ -123,16 +134,8 @@ class OnnxRuntime(Contender):
         return np.asarray(self.session.run(None, {"input": x})[0])
 
 
-class OnnxRuntimeInt8(OnnxRuntime):
-    """QDQ, static ranges, u8 activations and s8 weights per channel: s8 activations have no fast kernel on x86."""
-
+class OnnxRuntimeInt8(TakesQdq, OnnxRuntime):
     name = "onnxruntime int8"
-    check = "int8"
-
-    def build(self) -> None:
-        self.file = self.onnx.with_suffix(".int8.onnx")
-        if not self._is_built():
-            quantize(self.onnx, self.file)
 
 
 class OpenVino(Contender):
@@ -166,16 +169,8 @@ class OpenVino(Contender):
         return np.asarray(next(iter(self.request.infer({0: x}, share_inputs=True, share_outputs=True).values())))
 
 
-class OpenVinoInt8(OpenVino):
-    """The file of OnnxRuntimeInt8."""
-
+class OpenVinoInt8(TakesQdq, OpenVino):
     name = "openvino int8"
-    check = "int8"
-
-    def build(self) -> None:
-        self.file = self.onnx.with_suffix(".int8.onnx")
-        if not self._is_built():
-            quantize(self.onnx, self.file)
 
 
 class OpenVinoBinary(OpenVino):

@@ -12,12 +12,7 @@ using test::GuardedBuffer;
 
 // `s.channels` channels, each compared with a convolution of that channel alone.
 void check(const KernelTable& kernels, const WindowShape& s, std::size_t offset, Data data) {
-  SCOPED_TRACE(testing::Message() << s.in_h << "x" << s.in_w << "x" << s.channels << " kernel "
-                                  << s.kernel_h << "x" << s.kernel_w << " stride " << s.stride_h
-                                  << "," << s.stride_w << " dilation " << s.dilation_h << ","
-                                  << s.dilation_w << " pads " << s.pad_top << "," << s.pad_left
-                                  << "," << s.pad_bottom << "," << s.pad_right
-                                  << (data == Data::kWhole ? " whole" : " real"));
+  SCOPED_TRACE(testing::Message() << s << (data == Data::kWhole ? " whole" : " real"));
   ASSERT_GT(s.out_h() * s.out_w(), 0U);
   test::Random random(static_cast<std::uint32_t>(s.in_w * 131 + s.channels));
   const std::size_t n_taps = s.kernel_h * s.kernel_w, n_pixels = s.in_h * s.in_w;

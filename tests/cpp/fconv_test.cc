@@ -20,12 +20,8 @@ struct Case {
 
 void check(const KernelTable& kernels, const Case& c, Data data) {
   const WindowShape& s = c.shape;
-  SCOPED_TRACE(testing::Message() << s.in_h << "x" << s.in_w << "x" << s.channels << " kernel "
-                                  << s.kernel_h << "x" << s.kernel_w << " stride " << s.stride_h
-                                  << "," << s.stride_w << " dilation " << s.dilation_h << ","
-                                  << s.dilation_w << " pads " << s.pad_top << "," << s.pad_left
-                                  << "," << s.pad_bottom << "," << s.pad_right << " outputs "
-                                  << c.outputs << " other channels " << c.other_channels
+  SCOPED_TRACE(testing::Message() << s << " outputs " << c.outputs << " other channels "
+                                  << c.other_channels
                                   << (data == Data::kWhole ? " whole" : " real"));
   ASSERT_GT(s.out_h() * s.out_w(), 0U);
   test::Random random(static_cast<std::uint32_t>(s.in_w * 131 + c.outputs * 7 + s.channels));

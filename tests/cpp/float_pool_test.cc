@@ -19,11 +19,7 @@ class PoolF32 : public testing::TestWithParam<BackendInfo> {
     for (const bool average : {false, true}) {
       for (const bool count_include_pad : {false, true}) {
         SCOPED_TRACE(testing::Message()
-                     << s.in_h << "x" << s.in_w << "x" << s.channels << " kernel " << s.kernel_h
-                     << "x" << s.kernel_w << " stride " << s.stride_h << "," << s.stride_w
-                     << " dilation " << s.dilation_h << "," << s.dilation_w << " pads " << s.pad_top
-                     << "," << s.pad_left << "," << s.pad_bottom << "," << s.pad_right
-                     << (ceil_mode ? " ceil" : "") << (average ? " average" : " max")
+                     << s << (ceil_mode ? " ceil" : "") << (average ? " average" : " max")
                      << (count_include_pad ? " with padding" : ""));
         GuardedBuffer<float> xs(x.size(), offset);
         test::fill(xs, x);

@@ -7,12 +7,25 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <ostream>
 #include <random>
 #include <span>
 #include <vector>
 
 #include "guarded_buffer.h"
 #include "reference/float_reference.h"
+
+namespace tac::reference {
+
+// For SCOPED_TRACE.
+inline std::ostream& operator<<(std::ostream& out, const WindowShape& s) {
+  return out << s.in_h << "x" << s.in_w << "x" << s.channels << " kernel " << s.kernel_h << "x"
+             << s.kernel_w << " stride " << s.stride_h << "," << s.stride_w << " dilation "
+             << s.dilation_h << "," << s.dilation_w << " pads " << s.pad_top << "," << s.pad_left
+             << "," << s.pad_bottom << "," << s.pad_right;
+}
+
+}  // namespace tac::reference
 
 namespace tac::test {
 
