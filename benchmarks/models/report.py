@@ -202,9 +202,9 @@ def markdown(results: Results) -> str:
     parts = [
         f"{data['cpu']}, {data['cpus']} CPUs, {data['date']}, commit {data['commit']}. Medians of runs in turn, warm;"
         " the networks of benchmarks/models/networks.py. Random networks of signs amplify what int8 rounds: int8"
-        " answers are judged by the QDQ file computed node by node. Others count as right where an eighth of the pictures"
-        " or more is within 1e-4 of the largest logit: a sign near 0 that flips with the order of a float sum changes the"
-        " whole picture in a residual network. Times of TFLite and Larq hold the copy to channels last.",
+        " answers are judged by the QDQ file computed node by node. Others count as right where an eighth of the"
+        " pictures or more is within 1e-4 of the largest logit: a sign near 0 that flips with the order of a float sum"
+        " changes the whole picture in a residual network. Times of TFLite and Larq hold the copy to channels last.",
     ]
     parts += [times_table(results, results.published, threads) for threads in results.data["threads"]]
     if results.binary:
