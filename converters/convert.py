@@ -50,9 +50,9 @@ def convert(
             codebook already, 0.75 in TAC (arXiv 1907.05271).
         fc_bits: clusters what is left into ``2**fc_bits - 1`` values and zero (1..4) by k-means.
         fc_precision: sums of codebook layers. "i16": inputs are rounded to 16 bits and the few weights to 15, sums are
-            exact; outputs are within 1e-4 of the largest one, and two to five times as fast. "f32": float32
-            throughout. Layers that "i16" does not pay for or fit stay "f32"; the report says which and why, ``verify``
-            measures the error.
+            exact, and two to five times as fast; outputs are within about 1e-4 of the largest one, which ``verify``
+            measures. "f32": float32 throughout. Layers that "i16" does not pay for or fit stay "f32"; the report
+            says which and why.
         input_shapes: shapes for inputs with dynamic axes, ``{"input": (None, 3, 32, 32)}``.
         progress: called with a stage and the share done.
 

@@ -19,7 +19,7 @@ DEFAULT_SAMPLES = 64
 SEED = 0
 
 # A float may differ by this share of the largest magnitude of its tensor: float32 sums of a few thousand terms, added
-# up in another order, stay an order of magnitude below, and codebook layers on 16-bit integers promise it.
+# up in another order, stay an order of magnitude below; codebook layers on 16-bit integers are made to stay within.
 TOLERANCE = 1e-4
 
 # Samples run at a time while every intermediate tensor is kept.
