@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InvalidInputError, UnsupportedModelError
 from .analysis import analyse, mac_weights
 from .codebook import MAX_CODES, compress
+from .explain import explain as explain_layers
 from .graph import Array, Graph
 from .lowering import lower
 from .onnx_import import import_model
@@ -31,6 +32,7 @@ def convert(
     fc_bits: int | None = None,
     fc_precision: str = "i16",
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
+    explain: bool = False,
     progress: Callable[[str, float], None] | None = None,
 ) -> ConversionReport:
     """Converts an ONNX model into a .tacbin file.
@@ -54,6 +56,8 @@ def convert(
             measures. "f32": float32 throughout. Layers that "i16" does not pay for or fit stay "f32"; the report
             says which and why.
         input_shapes: shapes for inputs with dynamic axes, ``{"input": (None, 3, 32, 32)}``.
+        explain: also fills ``report.explanations``: per layer with weights the value sets that were found and, for a
+            float layer, why it is not low-bit.
         progress: called with a stage and the share done.
 
     Raises:
@@ -80,6 +84,8 @@ def convert(
         type(row)(**{**row.__dict__, "reason": "; ".join(filter(None, (notes.get(row.name, ""), row.reason)))})
         for row in report.layers
     ]
+    if explain:
+        report.explanations = explain_layers(analysis, emitter.rows)
     report.file_bytes = Path(target).stat().st_size
     report.onnx_bytes = Path(source).stat().st_size
     report_progress("done", 1.0)

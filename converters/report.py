@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .explain import LayerExplanation
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,17 @@ class LayerReport:
 
 @dataclass
 class ConversionReport:
-    """Result of :func:`tac_engine.convert`: ``str(report)`` is a table, :meth:`to_json` the same as plain data."""
+    """Result of :func:`tac_engine.convert`: ``str(report)`` is a table, :meth:`to_json` the same as plain data.
+
+    ``explanations`` are there if they were asked for (``explain=True``).
+    """
 
     source: str
     target: str
     layers: list[LayerReport] = field(default_factory=list)
     file_bytes: int = 0
     onnx_bytes: int = 0
+    explanations: list[LayerExplanation] = field(default_factory=list)
 
     @property
     def float_bytes(self) -> int:
@@ -69,7 +76,7 @@ class ConversionReport:
         lines.append(
             f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)} ({ratio:.1f}x smaller)"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *(["", *map(str, self.explanations)] if self.explanations else [])])
 
 
 def _size(count: int) -> str:

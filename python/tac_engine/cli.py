@@ -164,6 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="shape of an input with dynamic axes, for example input:N,3,32,32",
     )
 
+    convert.add_argument(
+        "--explain",
+        action="store_true",
+        help="print the values that each layer's weights, inputs and sums can take, and why a float layer is float",
+    )
+
     inspect = command("inspect", _inspect, "Show the layers of a .tacbin file.")
     inspect.add_argument("model", type=Path)
 
@@ -252,6 +258,7 @@ def _convert(args: argparse.Namespace) -> int:
             fc_bits=args.fc_bits,
             fc_precision=args.fc_precision,
             input_shapes=dict(args.input_shape) if args.input_shape else None,
+            explain=args.explain,
             progress=progress,
         )
     _print_result(report, args.json)
