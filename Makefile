@@ -63,14 +63,14 @@ setup: $(VENV)/.package ## Install what is missing, build the Python package int
 demo: $(VENV)/.package ## Convert the trained network, classify pictures, time it beside ONNX Runtime.
 	@$(BIN)/python examples/demo.py
 
-test: test-cpp test-python ## Build and run every fast test, C++ and Python.
+test: test-cpp test-python test-slow ## Build and run every test, C++ and Python.
 
 test-cpp: ctest-default
 
 test-python: $(VENV)/.package test-cpp
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(VENV)/.package ## Run the Python tests marked slow.
+test-slow: $(VENV)/.package test-python ## Run the Python tests marked slow.
 	$(BIN)/python -m pytest -m slow
 
 test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM.
@@ -92,11 +92,13 @@ bench: build-default $(VENV)/.package ## Time the C++ kernels and, in short, a m
 	$(BIN)/python benchmarks/models/bench_models.py --quick --out build/bench_quick.json
 
 # LARQ_PYTHON is the interpreter of an environment with larq-compute-engine and tensorflow.
-bench-models: $(VENV)/.bench ## Time whole networks beside every other engine (15 minutes); tables and plots in build/bench/.
+bench-models: $(VENV)/.bench ## Time whole networks and layers beside every other engine (20 minutes); tables and plots in build/bench/.
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/models/bench_models.py --folder build/bench/networks --out build/bench/models.json \
 	  $(if $(LARQ_PYTHON),--larq-python $(LARQ_PYTHON))
 	$(BIN)/python benchmarks/models/report.py build/bench/models.json build/bench
+	$(BIN)/python benchmarks/models/bench_models.py --layers --folder build/bench/networks --out build/bench/layers.json
+	$(BIN)/python benchmarks/models/report.py build/bench/layers.json build/bench
 
 lint: $(VENV)/.lint ## Run every check of .pre-commit-config.yaml.
 	pre-commit run --all-files

@@ -1,6 +1,7 @@
 """Times the networks of networks.py in tac_engine and in every engine that a user could pick instead.
 
     python bench_models.py --out results.json [--larq-python PYTHON] [--networks NAME ...] [--contenders NAME ...]
+    python bench_models.py --out layers.json --layers
 
 Contenders run in turn, each in a process of its own and on the same CPUs, a few runs a turn, so that what happens to
 the machine happens to all of them. Before anything is timed its answers are compared with those of onnxruntime in
@@ -47,6 +48,10 @@ INT8_CORRELATION = 0.25
 
 # Who runs the networks that are binary all through.
 BINARY_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino binary", "larq compute engine")
+
+# And single layers.
+LAYER_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino float32")
+BINARY_LAYER_CONTENDERS = (*LAYER_CONTENDERS, "openvino binary")
 
 # Which network is timed with more batches, on one thread.
 SWEEP = ("vgg9", (4, 64))
@@ -110,7 +115,7 @@ class Contest:
         self.sweep = SWEEP[1] if network == SWEEP[0] and not args.quick else ()
         count = max(PICTURES, *args.batches, *self.sweep)
         np.save(self.pictures, networks.pictures(count, networks.shape_of(network)))
-        names = [name for name in args.contenders if not network.endswith("_binary") or name in BINARY_CONTENDERS]
+        names = [name for name in args.contenders if name in takes_part(network)]
         self.processes = [self.start(name) for name in names]
         self.contenders: dict[str, dict[str, Any]] = {}
         self.failed: dict[str, str] = {}
@@ -141,7 +146,7 @@ class Contest:
         finally:
             for process in self.processes:
                 process.end()
-        if not self.network.endswith("_binary"):
+        if self.network in networks.NAMES and not self.network.endswith("_binary"):
             for process in self.live:
                 if process.kind.loads_plainly:
                     self.load(process.name)
@@ -232,6 +237,15 @@ class Contest:
         process.end()
 
 
+def takes_part(network: str) -> tuple[str, ...]:
+    """Return who runs the network."""
+    if network.startswith("layer_binary"):
+        return BINARY_LAYER_CONTENDERS
+    if network in networks.LAYERS:
+        return LAYER_CONTENDERS
+    return BINARY_CONTENDERS if network.endswith("_binary") else tuple(CONTENDERS)
+
+
 def compare(y: Array, reference: Array) -> dict[str, Any]:
     """Return how near `y` is to `reference`, [N, classes] each; `error` is the median over the pictures."""
     errors = np.abs(y - reference).max(axis=1) / np.abs(reference).max()
@@ -271,12 +285,13 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--networks", nargs="+", choices=networks.NAMES, default=list(networks.NAMES), metavar="NAME")
+    parser.add_argument("--networks", nargs="+", choices=(*networks.NAMES, *networks.LAYERS), metavar="NAME")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=10, help="turns that each contender has at most")
     parser.add_argument("--seconds", type=float, default=0.6, help="time after which a contender has no more turns")
+    parser.add_argument("--layers", action="store_true", help="single layers, one picture, one thread")
     parser.add_argument("--quick", action="store_true", help="a short run of tac_engine on the smallest network")
     parser.add_argument("--larq-python", help="interpreter of an environment with larq-compute-engine and tensorflow")
     parser.add_argument("--folder", type=Path, help="keep models here and use them again (default: a temporary one)")
@@ -284,6 +299,9 @@ def main() -> int:
     if args.quick:
         args.networks, args.contenders = ["vgg9"], ["tac_engine"]
         args.batches, args.threads, args.rounds, args.seconds = [1, 2], [1], 2, 0.1
+    if args.layers:
+        args.batches, args.threads = [1], [1]
+    args.networks = args.networks or list(networks.LAYERS if args.layers else networks.NAMES)
     # The reference first: the others are compared with it.
     args.contenders = sorted(
         {REFERENCE, *args.contenders}, key=lambda name: (name != REFERENCE, list(CONTENDERS).index(name))

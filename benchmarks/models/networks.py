@@ -5,7 +5,8 @@ BatchNormalization takes its statistics from what it sees there: signs are balan
 
 NAME has binary convolutions where the published network has them, fully connected layers on a pruned 4-bit codebook
 (VGG-9 and AlexNet, after TAC, arXiv 1907.05271), everything else float. NAME_binary has every layer binary but the
-first and the last; its fully connected layers are written as convolutions.
+first and the last; its fully connected layers are written as convolutions. LAYERS are single layers; what one takes
+inside a network is the difference of a chain of CHAIN and one alone, divided.
 
 Stem weights and the pictures of `pictures()` lie on a grid of powers of two: stem sums are exact in whatever order an
 engine adds, so engines agree on the first signs.
@@ -256,7 +257,62 @@ def quicknet(net: Net, binary: bool) -> None:
     net.relu().global_pool().flatten().linear(1000, codebook=False)
 
 
-_BUILDERS: dict[str, tuple[Callable[[Net, bool], None], tuple[int, int, int]]] = {
+CHAIN = 5
+# Kernel, channels, pixels.
+BINARY_CHAINS = [(3, 64, 56), (3, 128, 28), (3, 256, 14), (3, 512, 7), (3, 128, 32), (3, 256, 16), (3, 512, 8)]
+BINARY_CHAINS += [(1, 256, 14), (1, 512, 7)]
+FLOAT_CHAINS = [(3, 128, 16), (1, 128, 28), (1, 512, 7)]
+STEMS = [(7, 64, 224, 2), (11, 96, 224, 4), (3, 128, 32, 1)]  # kernel, channels out, pixels, stride; 3 channels in
+LINEARS = [(512, 1000), (4096, 1000), (8192, 1024)]
+
+
+def chain_name(kind: str, kernel: int, channels: int, pixels: int, depth: int) -> str:
+    """Return the name of a chain of `depth` convolutions, `kind` "binary" or "float"."""
+    return f"layer_{kind}_{kernel}x{kernel}_{channels}_{pixels}_{depth}"
+
+
+def stem_name(kernel: int, channels: int, pixels: int, stride: int) -> str:
+    """Return the name of the network of one float convolution of pictures, its output averaged over the map."""
+    return f"layer_stem_{kernel}x{kernel}_{channels}_{pixels}_{stride}"
+
+
+def linear_name(inputs: int, outputs: int) -> str:
+    """Return the name of the network of one float fully connected layer."""
+    return f"layer_linear_{inputs}_{outputs}"
+
+
+def _chain(kind: str, kernel: int, channels: int, depth: int) -> Callable[[Net, bool], None]:
+    def build(net: Net, binary: bool) -> None:
+        if kind == "binary":  # a sign of 0, which not every engine takes, is not met
+            off_grid = np.float32(1 / 64)
+            net.add("Add", [off_grid.reshape(())], net.value + off_grid)
+        for _ in range(depth):
+            if kind == "binary":
+                net.binary_conv(channels, kernel).batch_norm()
+            else:
+                net.float_conv(channels, kernel).relu()
+        net.global_pool().flatten()
+
+    return build
+
+
+def _stem(kernel: int, channels: int, stride: int) -> Callable[[Net, bool], None]:
+    def build(net: Net, binary: bool) -> None:
+        net.stem(channels, kernel, stride).global_pool().flatten()
+
+    return build
+
+
+def _linear(outputs: int) -> Callable[[Net, bool], None]:
+    def build(net: Net, binary: bool) -> None:
+        net.flatten().linear(outputs, codebook=False)
+
+    return build
+
+
+_Builder = tuple[Callable[[Net, bool], None], tuple[int, int, int]]
+
+_BUILDERS: dict[str, _Builder] = {
     "vgg9": (vgg9, (3, 32, 32)),
     "alexnet": (alexnet, (3, 224, 224)),
     "bireal18": (bireal18, (3, 224, 224)),
@@ -264,15 +320,35 @@ _BUILDERS: dict[str, tuple[Callable[[Net, bool], None], tuple[int, int, int]]] =
 }
 NAMES = (*_BUILDERS, *(f"{name}_binary" for name in _BUILDERS))
 
+_LAYER_BUILDERS: dict[str, _Builder] = {
+    chain_name(kind, kernel, channels, pixels, depth): (
+        _chain(kind, kernel, channels, depth),
+        (channels, pixels, pixels),
+    )
+    for kind, chains in (("binary", BINARY_CHAINS), ("float", FLOAT_CHAINS))
+    for kernel, channels, pixels in chains
+    for depth in (1, CHAIN)
+}
+_LAYER_BUILDERS |= {
+    stem_name(kernel, channels, pixels, stride): (_stem(kernel, channels, stride), (3, pixels, pixels))
+    for kernel, channels, pixels, stride in STEMS
+}
+_LAYER_BUILDERS |= {linear_name(inputs, outputs): (_linear(outputs), (inputs, 1, 1)) for inputs, outputs in LINEARS}
+LAYERS = tuple(_LAYER_BUILDERS)
+
+
+def _builder(name: str) -> _Builder:
+    return _LAYER_BUILDERS[name] if name in _LAYER_BUILDERS else _BUILDERS[name.removesuffix("_binary")]
+
 
 def shape_of(name: str) -> tuple[int, int, int]:
     """Return the shape of the pictures that the network called `name` takes."""
-    return _BUILDERS[name.removesuffix("_binary")][1]
+    return _builder(name)[1]
 
 
 def build(name: str) -> onnx.ModelProto:
-    """Return the network called `name`, one of NAMES."""
-    builder = _BUILDERS[name.removesuffix("_binary")][0]
+    """Return the network called `name`, one of NAMES or LAYERS."""
+    builder = _builder(name)[0]
     net = Net(name, shape_of(name))
     builder(net, name.endswith("_binary"))
     return net.model()
@@ -290,11 +366,13 @@ def main() -> None:
     """Write the networks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outdir", type=Path)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {' '.join(NAMES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"any of {' '.join(NAMES)} (default: all), or of LAYERS"
+    )
     args = parser.parse_args()
     for name in args.names:
-        if name not in NAMES:
-            parser.error(f"no network '{name}'; there are {', '.join(NAMES)}")
+        if name not in (*NAMES, *LAYERS):
+            parser.error(f"no network '{name}'; there are {', '.join((*NAMES, *LAYERS))}")
     for name in args.names or NAMES:
         path = write(name, args.outdir)
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from networks import BINARY_CHAINS, CHAIN, FLOAT_CHAINS, LINEARS, STEMS, chain_name, linear_name, stem_name
+
 OURS = "tac_engine"
 FLOAT = "onnxruntime float32"
 COLOURS = {
@@ -30,8 +32,9 @@ class Results:
     def __init__(self, data: dict[str, Any]) -> None:
         self.data = data
         self.networks: dict[str, dict[str, Any]] = data["networks"]
-        self.published = [name for name in self.networks if not name.endswith("_binary")]
+        self.layers = [name for name in self.networks if name.startswith("layer_")]
         self.binary = [name for name in self.networks if name.endswith("_binary")]
+        self.published = [name for name in self.networks if name not in (*self.layers, *self.binary)]
 
     def contenders(self, names: Iterable[str]) -> list[str]:
         """Return who took part in any of the networks, in the order of the colours."""
@@ -196,6 +199,35 @@ def answers_table(results: Results) -> str:
     return table(header, rows)
 
 
+def layers_table(results: Results) -> str:
+    """Return microseconds per layer; of a layer inside a network from a chain and a single one."""
+    names = [OURS, f"{OURS} avx2", FLOAT, "openvino float32", "openvino binary"]
+    rows = []
+    for kind, chains in (("binary", BINARY_CHAINS), ("float", FLOAT_CHAINS)):
+        for kernel, channels, pixels in chains:
+            one, chain = (chain_name(kind, kernel, channels, pixels, depth) for depth in (1, CHAIN))
+            if one in results.networks and chain in results.networks:
+                pairs = [(results.ms(one, name, 1, 1), results.ms(chain, name, 1, 1)) for name in names]
+                times = [None if a is None or b is None else (b - a) / (CHAIN - 1) for a, b in pairs]
+                rows.append([f"{kind} {kernel}x{kernel}, {channels} at {pixels} x {pixels}", *microseconds(times)])
+    single = {
+        stem_name(kernel, channels, pixels, stride): f"float {kernel}x{kernel}, 3 -> {channels} at {pixels} x {pixels}"
+        + (f", stride {stride}" if stride > 1 else "")
+        for kernel, channels, pixels, stride in STEMS
+    } | {linear_name(inputs, outputs): f"float {inputs} -> {outputs}" for inputs, outputs in LINEARS}
+    for network, title in single.items():
+        if network in results.networks:
+            rows.append([title, *microseconds([results.ms(network, name, 1, 1) for name in names])])
+    return table(["us per layer, 1 picture, 1 thread", *names, "fastest rival / tac_engine"], rows)
+
+
+def microseconds(times: Sequence[float | None]) -> list[str]:
+    """Return the cells of one row of milliseconds: ours, ours on AVX2, rivals; then the best rival by ours."""
+    rivals = [time for time in times[2:] if time is not None]
+    ratio = min(rivals) / times[0] if rivals and times[0] is not None else None
+    return [*(figure(None if time is None else 1e3 * time) for time in times), figure(ratio, 3)]
+
+
 def markdown(results: Results) -> str:
     """Return the whole report."""
     data = results.data
@@ -206,17 +238,19 @@ def markdown(results: Results) -> str:
         " pictures or more is within 1e-4 of the largest logit: a sign near 0 that flips with the order of a float sum"
         " changes the whole picture in a residual network. Times of TFLite and Larq hold the copy to channels last.",
     ]
-    parts += [times_table(results, results.published, threads) for threads in results.data["threads"]]
+    if results.published:
+        parts += [times_table(results, results.published, threads) for threads in results.data["threads"]]
     if results.binary:
         parts.append("Every layer binary but the first and the last:")
         parts += [times_table(results, results.binary, threads) for threads in results.data["threads"]]
-    parts += [
-        "How many times as fast tac_engine is:",
-        ratios_table(results),
-        packages_table(results),
-        sizes_table(results),
-        answers_table(results),
-    ]
+    if results.layers:
+        parts.append(layers_table(results))
+    if results.published or results.binary:
+        parts += ["How many times as fast tac_engine is:", ratios_table(results)]
+    parts.append(packages_table(results))
+    if results.published:
+        parts.append(sizes_table(results))
+    parts.append(answers_table(results))
     missing = [
         f"- {network}: {name}: {reason}"
         for network, entry in results.networks.items()

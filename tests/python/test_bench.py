@@ -178,6 +178,23 @@ def test_model_benchmark_runs_once(models: Path, tmp_path: Path) -> None:
     assert "| tac_engine |" in text
 
 
+@pytest.mark.slow
+def test_layer_benchmark_runs_once(models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "layers.json"
+    chain = ["layer_binary_1x1_512_7_1", "layer_binary_1x1_512_7_5"]
+    command = [sys.executable, str(models / "bench_models.py"), "--out", str(out), "--layers"]
+    command += ["--networks", *chain, "layer_linear_512_1000", "--contenders", "tac_engine"]
+    command += ["--rounds", "2", "--seconds", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(out.read_text())
+    assert all(entry["failed"] == {} for entry in data["networks"].values())
+    report = load_script(models / "report.py")
+    one, five = (data["networks"][name]["timings"][1]["median_ms"] for name in chain)
+    row = f"| binary 1x1, 512 at 7 x 7 | {report.figure(1e3 * (five - one) / 4)} |"
+    assert row in report.markdown(report.Results(data))
+
+
 def test_contender_that_is_missing_or_wrong_is_listed(models: Path) -> None:
     script = load_script(models / "bench_models.py")
     good = np.arange(32, dtype=np.float32).reshape(16, 2)
