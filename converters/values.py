@@ -128,7 +128,7 @@ _SYMMETRIC_COEFS: dict[int, tuple[int, ...]] = {
 
 
 # The same without a division, for odd levels only.
-_ODD_COEFS: dict[int, tuple[int, ...]] = {1: (1,), 3: (1, 2)}
+_ODD_COEFS: dict[int, tuple[int, ...]] = {1: (1,), 3: (1, 2), 5: (1, 2, 2), 7: (1, 2, 4)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class WeightLattice:
     def planes(self) -> tuple[tuple[int, ...], int, list[Array]]:
         """(coefficients, shift, sign bits per plane): ``level = sum(coef * (1 - 2 * bit)) / 2**shift``."""
         top = max(1, *(abs(value) for value in self.values))
-        if all(value % 2 != 0 for value in self.values) and top <= 3:
+        if all(value % 2 != 0 for value in self.values):
             coefs, shift = _ODD_COEFS[top], 0
         else:
             coefs, shift = _SYMMETRIC_COEFS[top], 1
@@ -167,7 +167,8 @@ class WeightLattice:
             return "1-bit"
         if set(values) <= {-1, 0, 1}:
             return "ternary"
-        return f"{math.ceil(math.log2(max(values) - min(values) + 1))}-bit"
+        step = math.gcd(*(value - values[0] for value in values)) or 1
+        return f"{max(1, math.ceil(math.log2((values[-1] - values[0]) // step + 1)))}-bit"
 
 
 def weight_lattice(weight: Array) -> WeightLattice | str:

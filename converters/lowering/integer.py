@@ -101,7 +101,8 @@ def _quantize_floats(
 ) -> StoredBits:
     """Where the layer's floats are wanted too: a threshold becomes the float that the layer gives at its integer."""
     stored = lowering.float_of(steps.chain.root, node)
-    values = mac.root_values()
+    # As the engine computes it, not as ONNX does: an ulp more would miss every sum that equals the threshold.
+    values = mac.scale.astype(np.float32) * mac.integers[:, None].astype(np.float32) + mac.bias
     position = np.searchsorted(mac.integers, np.clip(thresholds, mac.integers[0], mac.integers[-1]))
     floats = np.take_along_axis(values.T, position.astype(np.int64), axis=1).astype(np.float32)
     floats[thresholds == _INT32.min] = -np.inf

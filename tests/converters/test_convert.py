@@ -635,3 +635,20 @@ def test_two_quantizers_of_one_integer_layer(tmp_path: Path) -> None:
     first = net.op("MatMul", net.op("Sign", sums), net.constant(net.signs(9, 4)))
     second = where_greater_or_equal(net, net.op("Sub", sums, net.constant(2.0)))
     check(net.model(first, outputs=(second,)), tmp_path, image(net, 20))
+
+
+def test_a_sum_on_a_threshold_is_the_same_beside_a_second_quantizer(tmp_path: Path) -> None:
+    net = Net(("N", 24), seed=4)
+    weight = net.signs(24, 64) * net.rng.uniform(0.1, 1, 64)
+    # The layer's scale is 0.3 times a weight's: no float32, so the engine's product is rounded twice.
+    sums = net.op("MatMul", net.op("Mul", net.op("Sign", "x"), net.constant(0.3)), net.constant(weight))
+    at_a_sum = net.constant((6 * 0.3 * np.abs(weight[0]).astype(np.float64)).astype(np.float32))
+    first = net.op("Cast", net.op("GreaterOrEqual", sums, at_a_sum), to=1)
+    second = net.op("Cast", net.op("Less", sums, at_a_sum), to=1)
+    x = image(net, 50)
+    found = []
+    for outputs in ((), (second,)):
+        target = convert(net.model(first, outputs=outputs), tmp_path)[1]
+        result = tac_engine.load(target).run({"x": x})
+        found.append(result[first] if isinstance(result, dict) else result)
+    np.testing.assert_array_equal(found[0], found[1])

@@ -93,6 +93,16 @@ def test_weight_planes_add_up_to_the_levels(top: int) -> None:
     np.testing.assert_array_equal(total, levels * (1 << shift))
 
 
+@pytest.mark.parametrize(("top", "count"), [(3, 2), (5, 3), (7, 3)])
+def test_odd_levels_take_one_plane_less(top: int, count: int) -> None:
+    levels = np.arange(-top, top + 1, 2).reshape(1, -1)
+    lattice = WeightLattice(np.ones(1), levels)
+    coefs, shift, planes = lattice.planes()
+    assert (len(coefs), shift, lattice.describe()) == (count, 0, f"{count}-bit")
+    total = sum(coef * (1 - 2 * plane.astype(np.int64)) for coef, plane in zip(coefs, planes, strict=True))
+    np.testing.assert_array_equal(total, levels)
+
+
 def test_binary_weights_take_one_plane_where_bit_1_is_minus_1() -> None:
     coefs, shift, planes = WeightLattice(np.ones(1), np.asarray([[-1, 1, 1]])).planes()
     assert (coefs, shift) == ((1,), 0)
