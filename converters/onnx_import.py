@@ -34,8 +34,8 @@ Reshape                     x                              shape: a Shape (tuple
                                                            Flatten, Squeeze, Unsqueeze
 Transpose                   x                              perm
 Slice                       x                              axes, starts, ends, steps: clamped; steps may be negative,
-                                                           ends is then -1 for "through element 0"
-Split                       x                              axis, split (list of sizes)
+                                                           ends is then -1 for "through element 0". Also stands for
+                                                           Split
 Gather                      x, indices                     axis
 Pad                         x, VALUE|""                    pads (2 * rank: begins then ends), mode
 Expand                      x                              shape: a Shape (left only where it cannot be collapsed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,6 +119,12 @@ def _with_constant(
 def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored) -> Stored:
     emit = lowering.emit
     same = left.layout == right.layout and left.map_dims == right.map_dims and len(left.dims) == len(right.dims)
+    if len(left.dims) == len(right.dims) and "nhwc" not in (left.layout, right.layout):
+        # A single value for each sample lies alike in every layout.
+        if right.dims == (1,):
+            right, same = replace(right, layout=left.layout, map_dims=left.map_dims), True
+        elif left.dims == (1,):
+            left, same = replace(left, layout=right.layout, map_dims=right.map_dims), True
     if not same and {left.layout, right.layout} == {"nhwc", "plain"} and len(left.dims) == len(right.dims) == 3:
         left, right = emit.nhwc(left, node), emit.nhwc(right, node)
     elif not same:

@@ -85,14 +85,11 @@ def pool(lowering: Lowering, node: Node) -> Stored:
     return Stored(tensor, dims, "nhwc")
 
 
-def reduce_map(lowering: Lowering, node: Node) -> Stored:
+def global_pool(lowering: Lowering, node: Node) -> Stored:
     """A global pool, or ReduceMean or ReduceMax over both axes of a map: a pool whose window is the map."""
     rank = len(lowering.graph.shapes[node.inputs[0]])
-    axes = node.attrs.get("axes", list(range(2, rank)))
-    if rank != 4 or axes != [2, 3]:
-        raise NotLowered(
-            node, f"it reduces axes {axes} of a rank-{rank} tensor; only [2, 3] of rank 4 (a global pool) runs"
-        )
+    if rank != 4:
+        raise NotLowered(node, f"its input has rank {rank}, expected 4")
     emit = lowering.emit
     stored = emit.nhwc(lowering.float_of(node.inputs[0], node), node)
     height, width, channels = stored.dims
@@ -113,6 +110,105 @@ def reduce_map(lowering: Lowering, node: Node) -> Stored:
     if keep:
         return Stored(tensor, dims, "nhwc")
     return Stored(emit.op("reshape", node, {"input": tensor}, (channels,), holds=node.output), (channels,))
+
+
+_REDUCTIONS = {
+    "ReduceMean": "mean",
+    "ReduceSum": "sum",
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+    "ReduceProd": "prod",
+    "ReduceL1": "l1",
+    "ReduceL2": "l2",
+    "ReduceSumSquare": "sum_square",
+}
+
+
+def reduce(lowering: Lowering, node: Node) -> Stored:
+    axes: list[int] = node.attrs["axes"]
+    shape = lowering.graph.shapes[node.inputs[0]]
+    rank = len(shape)
+    if rank == 4 and axes == [2, 3] and node.op in ("ReduceMean", "ReduceMax"):
+        return global_pool(lowering, node)
+    emit = lowering.emit
+    stored = lowering.float_of(node.inputs[0], node)
+    if not axes:
+        return Stored(
+            emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=node.output, layout=stored.layout),
+            stored.dims,
+            stored.layout,
+            stored.map_dims,
+        )
+    if 0 in axes:
+        raise NotLowered(node, "it reduces the batch axis")
+    keep = bool(node.attrs["keepdims"])
+    # What is left of [H, W, C] is in ONNX order where the channels or both other axes are gone.
+    left = [axis for axis in range(1, rank) if axis not in axes and shape[axis] != 1]
+    if stored.layout == "nhwc" and not keep and 1 in left and len(left) > 1:
+        stored = emit.plain(stored, node)
+    places = sorted(_axis(stored, axis, rank, node) for axis in axes)
+    kept = tuple(1 if place in places else dim for place, dim in enumerate(stored.dims))
+    dims = kept if keep else lowering.dims(node.output)
+    layout = "nhwc" if stored.layout == "nhwc" and keep else "plain"
+    kind = _REDUCTIONS[node.op]
+    fields = {"input": stored.tensor, "kind": kind, "axes": places}
+    if keep or dims == tuple(dim for place, dim in enumerate(kept) if place not in places):
+        tensor = emit.op("reduce", node, fields, dims, holds=node.output, layout=layout)
+    else:  # an axis of size 1 stays, but not where it was
+        small = emit.op("reduce", node, fields, kept)
+        tensor = emit.op("reshape", node, {"input": small}, dims, holds=node.output, helper=True)
+    emit.row(node, "reduce", kind.replace("_", " "), dims, "32", 0, 0)
+    return Stored(tensor, dims, layout)
+
+
+def _select(lowering: Lowering, node: Node, stored: Stored, axis: int, indices: Array, *, last: bool = True) -> Stored:
+    """Positions ``indices`` along ONNX ``axis``."""
+    emit = lowering.emit
+    place = _axis(stored, axis, len(stored.dims) + 1, node)
+    dims = (*stored.dims[:place], len(indices), *stored.dims[place + 1 :])
+    fields = {"input": stored.tensor, "axis": place, "indices": np.ascontiguousarray(indices, np.int32)}
+    tensor = emit.op("select", node, fields, dims, holds=node.output if last else "", layout=stored.layout)
+    if last:
+        emit.row(node, "select", "select", dims, "32", 0, 0)
+    return Stored(tensor, dims, stored.layout)
+
+
+def slice_(lowering: Lowering, node: Node) -> Stored:
+    attrs = node.attrs
+    stored = _plain_unless_nhwc(lowering, lowering.float_of(node.inputs[0], node), node)
+    sliced: list[tuple[int, range]] = []
+    for axis, start, end, step in zip(attrs["axes"], attrs["starts"], attrs["ends"], attrs["steps"], strict=True):
+        sliced.append((axis, range(start, end, step)))
+    if not sliced:
+        sliced = [(1, range(lowering.dims(node.output)[0]))]
+    sliced.sort(key=lambda item: len(item[1]))
+    for number, (axis, taken) in enumerate(sliced, 1):
+        last = number == len(sliced)
+        stored = _select(lowering, node, stored, axis, np.asarray(taken), last=last)
+    return stored
+
+
+def gather(lowering: Lowering, node: Node) -> Stored:
+    graph = lowering.graph
+    if not graph.is_constant(node.inputs[1]):
+        raise NotLowered(node, f"its indices '{node.inputs[1]}' are computed at run time")
+    indices = graph.constants[node.inputs[1]]
+    axis = node.attrs["axis"]
+    size = graph.shapes[node.inputs[0]][axis]
+    if indices.ndim > 1 or not isinstance(size, int):
+        raise NotLowered(node, f"its indices have rank {indices.ndim}, expected 0 or 1")
+    if indices.size and not (-size <= int(indices.min()) and int(indices.max()) < size):
+        raise NotLowered(node, f"its indices {int(indices.min())} .. {int(indices.max())} leave an axis of size {size}")
+    stored = _plain_unless_nhwc(lowering, lowering.float_of(node.inputs[0], node), node)
+    if indices.ndim == 1:
+        return _select(lowering, node, stored, axis, indices % size)
+    # A single position: the axis goes.
+    emit = lowering.emit
+    part = emit.plain(_select(lowering, node, stored, axis, indices.reshape(1) % size, last=False), node)
+    dims = lowering.dims(node.output)
+    tensor = emit.op("reshape", node, {"input": part.tensor}, dims, holds=node.output, helper=True)
+    emit.row(node, "select", "select", dims, "32", 0, 0)
+    return Stored(tensor, dims)
 
 
 def concat(lowering: Lowering, node: Node) -> Stored:
@@ -211,10 +307,11 @@ RULES = {
     "Transpose": transpose,
     "MaxPool": pool,
     "AveragePool": pool,
-    "GlobalAveragePool": reduce_map,
-    "GlobalMaxPool": reduce_map,
-    "ReduceMean": reduce_map,
-    "ReduceMax": reduce_map,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
+    **dict.fromkeys(_REDUCTIONS, reduce),
+    "Slice": slice_,
+    "Gather": gather,
     "Concat": concat,
     "Pad": pad,
     "Softmax": softmax,

@@ -9,8 +9,16 @@ from .fold_constants import FoldConstants
 from .infer_shapes import InferShapes
 from .remove_dead_nodes import RemoveDeadNodes
 from .remove_identities import RemoveIdentities
+from .split_to_slices import SplitToSlices
 
-PASSES: tuple[Pass, ...] = (FoldConstants(), InferShapes(), RemoveIdentities(), CollapseBroadcasts(), RemoveDeadNodes())
+PASSES: tuple[Pass, ...] = (
+    FoldConstants(),
+    InferShapes(),
+    SplitToSlices(),
+    RemoveIdentities(),
+    CollapseBroadcasts(),
+    RemoveDeadNodes(),
+)
 
 # Each round resolves one more level of "a shape that follows from a constant that follows from a shape".
 MAX_ROUNDS = 32

@@ -413,6 +413,54 @@ struct ArgMax {
   }
 };
 
+enum class ReduceKind : std::uint8_t {
+  kMean = 0,
+  kSum = 1,
+  kMax = 2,  // NaN where one is
+  kMin = 3,
+  kProd = 4,
+  kL1 = 5,         // sum of |x|
+  kL2 = 6,         // square root of the sum of x^2
+  kSumSquare = 7,  // sum of x^2
+};
+template <>
+struct EnumNames<ReduceKind> {
+  static constexpr std::array<std::string_view, 8> kNames{"mean", "sum", "max", "min",
+                                                          "prod", "l1",  "l2",  "sum_square"};
+};
+
+// kF32: many values to one, over the axes `axes` (per-sample, ascending). The output dims have
+// those axes removed or, keepdims, of size 1. Sums and products are made in double precision and
+// rounded to float32 once for every run of neighbouring axes.
+struct Reduce {
+  TensorId input = 0, output = 0;
+  ReduceKind kind = ReduceKind::kMean;
+  std::vector<std::int64_t> axes;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("kind", kind);
+    v("axes", axes);
+  }
+};
+
+// kF32: position i along `axis` of the output is position indices[i] of the input.
+struct Select {
+  TensorId input = 0, output = 0;
+  std::int64_t axis = 0;
+  BlobOf<std::int32_t> indices;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("axis", axis);
+    v("indices", indices);
+  }
+};
+
 using OpVariant = std::variant<
 #define TAC_OP(code, Struct, name) Struct,
 #include "ir/ops.inc"

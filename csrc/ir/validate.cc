@@ -766,6 +766,42 @@ class Validator {
             out.name);
   }
 
+  void check(Reduce& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const Tensor& out = write(op.output);
+    require(out.dtype == DType::kF32, "its output must be f32", out.name);
+    require(!op.axes.empty(), "it reduces no axis");
+    Dims kept = in.dims, removed;
+    std::int64_t before = -1;
+    for (const std::int64_t axis : op.axes) {
+      kept[check_axis(axis, in)] = 1;
+      require(axis > before, "axes " + text(op.axes) + " do not ascend");
+      before = axis;
+    }
+    for (std::size_t i = 0; i < in.dims.size(); ++i) {
+      if (std::ranges::find(op.axes, static_cast<std::int64_t>(i)) == op.axes.end())
+        removed.push_back(in.dims[i]);
+    }
+    require(out.dims == kept || out.dims == removed,
+            "its dims are " + text(out.dims) + ", expected " + text(removed) + " or " + text(kept),
+            out.name);
+  }
+
+  void check(Select& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const std::size_t axis = check_axis(op.axis, in);
+    require(op.indices.size() != 0, "it selects nothing");
+    for (const std::int32_t index : op.indices.view()) {
+      if (index < 0 || index >= in.dims[axis]) {
+        fail("index " + std::to_string(index) + " of axis " + std::to_string(axis) + " of dims " +
+             text(in.dims));
+      }
+    }
+    Dims dims = in.dims;
+    dims[axis] = static_cast<std::int64_t>(op.indices.size());
+    write(op.output, DType::kF32, dims);
+  }
+
   const Graph& graph_;
   std::vector<bool> written_;
   const Op* op_ = nullptr;

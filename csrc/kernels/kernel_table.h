@@ -13,6 +13,7 @@
 #include "kernels/flinear/flinear.h"
 #include "kernels/pool/pool.h"
 #include "kernels/quantize/quantize.h"
+#include "kernels/reduce/reduce.h"
 
 namespace tac::kernels {
 

@@ -173,6 +173,41 @@ float binary(BinaryKind kind, float a, float b) {
   return NAN;
 }
 
+Sum reduce(ReduceKind kind, const std::vector<float>& x) {
+  Sum result;
+  const auto n = static_cast<double>(x.size());
+  switch (kind) {
+    case ReduceKind::kMean:
+      for (const float v : x) result.add(v / n);
+      break;
+    case ReduceKind::kSum:
+      for (const float v : x) result.add(v);
+      break;
+    case ReduceKind::kMax:
+    case ReduceKind::kMin: {
+      float best = x[0];
+      for (const float v : x) best = kind == ReduceKind::kMax ? larger(best, v) : smaller(best, v);
+      result.add(best);
+      break;
+    }
+    case ReduceKind::kProd: {
+      double product = 1.0;
+      for (const float v : x) product *= v;
+      result.add(product);
+      break;
+    }
+    case ReduceKind::kL1:
+      for (const float v : x) result.add(std::fabs(v));
+      break;
+    case ReduceKind::kL2:
+    case ReduceKind::kSumSquare:
+      for (const float v : x) result.add(static_cast<double>(v) * v);
+      if (kind == ReduceKind::kL2) result.value = result.magnitude = std::sqrt(result.value);
+      break;
+  }
+  return result;
+}
+
 std::vector<double> softmax(bool log, const std::vector<float>& x) {
   double largest = -std::numeric_limits<double>::infinity();
   for (const float v : x) largest = std::max(largest, static_cast<double>(v));

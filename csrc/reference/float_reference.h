@@ -49,6 +49,9 @@ std::vector<float> pool(const WindowShape& shape, bool ceil_mode, bool average,
 float unary(UnaryKind kind, float alpha, float beta, float x);
 float binary(BinaryKind kind, float a, float b);
 
+// The terms' joint value, not rounded, with the sum of their magnitudes; x is not empty.
+Sum reduce(ReduceKind kind, const std::vector<float>& x);
+
 std::vector<double> softmax(bool log, const std::vector<float>& x);
 
 }  // namespace tac::reference

@@ -38,6 +38,12 @@ class Net:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=name, domain=domain, **attributes))
         return output
 
+    def split(self, x: str, sizes: list[int], axis: int) -> list[str]:
+        outputs = [f"t{len(self.nodes)}.{part}" for part in range(len(sizes))]
+        inputs = [x, self.constant(sizes, np.int64)]
+        self.nodes.append(helper.make_node("Split", inputs, outputs, name=f"Split_{len(self.nodes)}", axis=axis))
+        return outputs
+
     def signs(self, *shape: int) -> Array:
         return self.rng.choice(np.asarray([-1, 1], np.float32), shape)
 

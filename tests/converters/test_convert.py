@@ -316,6 +316,53 @@ def test_residual_binary_block(tmp_path: Path) -> None:
     assert all(reasons.values())
 
 
+def test_binary_convolution_scaled_by_the_map_of_its_input(tmp_path: Path) -> None:
+    # XNOR-Net: the mean of |x| over the channels, averaged over the window, scales each pixel of the sum.
+    net = Net(("N", 24, 9, 9), seed=22)
+    x = net.batch_norm("x", 24)
+    mean = net.op("ReduceMean", net.op("Abs", x), net.constant([1], np.int64), keepdims=1)
+    scale = net.conv(mean, np.full((1, 1, 3, 3), 1 / 9), pads=[1, 1, 1, 1])
+    body = net.conv(net.op("Sign", x), net.signs(16, 24, 3, 3), pads=[1, 1, 1, 1])
+    output = net.op("Mul", net.op("Mul", body, scale), net.constant(net.rng.uniform(0.1, 1, (1, 16, 1, 1))))
+    report = check(net.model(output), tmp_path, image(net), tolerance=2e-6)
+    assert kinds(report).count("binary conv") == 1
+
+
+def test_signs_around_the_mean_of_each_sample(tmp_path: Path) -> None:
+    # RBNN: activations are normalised per sample, so that each has a threshold of its own.
+    net = Net(("N", 20, 8, 8), seed=23)
+    axes = net.constant([1, 2, 3], np.int64)
+    centred = net.op("Sub", "x", net.op("ReduceMean", "x", axes))
+    deviation = net.op("Sqrt", net.op("ReduceMean", net.op("Mul", centred, centred), axes))
+    output = net.conv(net.op("Sign", net.op("Div", centred, deviation)), net.signs(8, 20, 3, 3))
+    x = image(net, 6) + np.arange(6, dtype=np.float32)[:, None, None, None]
+    report = check(net.model(output), tmp_path, x)
+    assert kinds(report).count("binary conv") == 1
+
+
+def test_channels_selected_in_front_of_a_sign(tmp_path: Path) -> None:
+    net = Net(("N", 20, 6, 6), seed=24)
+    chosen = net.op("Gather", "x", net.constant([17, 3, 4, 5, 9, 0], np.int64), axis=1)
+    hidden = net.op("Sign", net.batch_norm(chosen, 6))
+    report = check(net.model(net.conv(hidden, net.signs(8, 6, 3, 3))), tmp_path, image(net))
+    assert kinds(report) == ["select", "quantizer", "binary conv"]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda n: n.op("ReduceSum", "x", n.constant([0], np.int64)), "reducing the batch axis"),
+        (lambda n: n.op("Gather", "x", n.constant([4], np.int64), axis=1), "leave an axis of size 4"),
+        (lambda n: n.op("Gather", "x", n.constant([-5, 0], np.int64), axis=1), "leave an axis of size 4"),
+        (lambda n: n.op("Gather", "x", n.constant([[0]], np.int64), axis=1), "rank 2, expected 0 or 1"),
+    ],
+)
+def test_selections_and_reductions_that_do_not_run_say_why(build: Any, message: str, tmp_path: Path) -> None:
+    net = Net(("N", 4, 3, 3))
+    with pytest.raises(UnsupportedModelError, match=message):
+        convert(net.model(build(net)), tmp_path)
+
+
 FLOAT_OPS: dict[str, Any] = {
     "Relu": lambda n, x: n.op("Relu", x),
     "Clip": lambda n, x: n.op("Clip", x, n.constant(-0.5), n.constant(0.75)),
@@ -356,6 +403,36 @@ FLOAT_OPS: dict[str, Any] = {
     "Softmax last": lambda n, x: n.op("LogSoftmax", x, axis=-1),
     "ArgMax": lambda n, x: n.op("ArgMax", x, axis=1, keepdims=0),
     "ReduceMean": lambda n, x: n.op("ReduceMean", x, n.constant([2, 3], np.int64), keepdims=0),
+    "ReduceMean of channels": lambda n, x: n.op("ReduceMean", n.op("Abs", x), n.constant([1], np.int64)),
+    "ReduceSum of rows": lambda n, x: n.op("ReduceSum", x, n.constant([-2], np.int64), keepdims=0),
+    "ReduceMax of rows and channels": lambda n, x: n.op("ReduceMax", x, n.constant([1, 2], np.int64), keepdims=0),
+    "ReduceMin of channels": lambda n, x: n.op("ReduceMin", x, n.constant([1], np.int64), keepdims=0),
+    "ReduceProd": lambda n, x: n.op("ReduceProd", x, n.constant([3], np.int64)),
+    "ReduceL1": lambda n, x: n.op("ReduceL1", x, n.constant([1, 3], np.int64)),
+    "ReduceL2 of a sample": lambda n, x: n.op("ReduceL2", x, n.constant([1, 2, 3], np.int64), keepdims=0),
+    "ReduceSumSquare of vectors": lambda n, x: n.op(
+        "ReduceSumSquare", n.op("Flatten", x), n.constant([1], np.int64), keepdims=0
+    ),
+    "ReduceSum of no axis": lambda n, x: n.op("ReduceSum", x, noop_with_empty_axes=1),
+    "ReduceMean beside an axis of size 1": lambda n, x: n.op(
+        "ReduceMean", n.op("MaxPool", x, kernel_shape=[7, 1]), n.constant([3], np.int64), keepdims=0
+    ),
+    "minus its mean": lambda n, x: n.op("Sub", x, n.op("ReduceMean", x, n.constant([1, 2, 3], np.int64))),
+    "flat minus its mean": lambda n, x: n.op(
+        "Sub", n.op("Flatten", x), n.op("ReduceMean", n.op("Flatten", x), n.constant([1], np.int64))
+    ),
+    "times a map of all channels": lambda n, x: n.op("Mul", n.op("ReduceMean", x, n.constant([1], np.int64)), x),
+    "times a column of all channels": lambda n, x: n.op("Mul", x, n.op("ReduceMax", x, n.constant([1, 3], np.int64))),
+    "rows over columns": lambda n, x: n.op(
+        "Sub", n.op("ReduceMax", x, n.constant([2], np.int64)), n.op("ReduceMin", x, n.constant([1, 3], np.int64))
+    ),
+    "Slice": lambda n, x: n.op("Slice", x, *(n.constant(v, np.int64) for v in ([1, 5], [6, 0], [1, 2], [2, -2]))),
+    "Slice of all": lambda n, x: n.op("Slice", x, *(n.constant(v, np.int64) for v in ([0], [2**62], [0]))),
+    "Split": lambda n, x: n.op("Add", *n.split(x, [2, 2, 2], 1)[1:]),
+    "Split of a vector": lambda n, x: n.op("Sub", *n.split(n.op("Flatten", x), [105, 105], 1)),
+    "Gather": lambda n, x: n.op("Gather", x, n.constant([3, -1, 0, 0, 2], np.int64), axis=1),
+    "Gather columns": lambda n, x: n.op("Gather", x, n.constant([4, 1], np.int64), axis=3),
+    "Gather one": lambda n, x: n.op("Gather", x, n.constant(-2, np.int64), axis=2),
     "Min": lambda n, x: n.op("Min", x, n.constant(0.25)),
     "Max of three": lambda n, x: n.op("Max", x, n.constant(0.0), n.op("Neg", x)),
     "Conv": lambda n, x: n.conv(

@@ -736,6 +736,61 @@ TEST(Executor, BinaryDivisionAndPower) {
   expect_naive(p.graph(), 1e-6);
 }
 
+// Reductions to all dims of which `axes` are gone, or of size 1.
+TEST(Executor, ReducesAnyAxes) {
+  struct Case {
+    Dims dims, axes;
+  };
+  const std::vector<Case> cases{{{5}, {0}},
+                                {{1}, {0}},
+                                {{4, 3, 33}, {2}},
+                                {{4, 3, 33}, {0, 1}},
+                                {{4, 3, 300}, {0}},
+                                {{4, 3, 33}, {1}},
+                                {{4, 3, 33}, {0, 2}},
+                                {{4, 3, 33}, {0, 1, 2}},
+                                {{2, 1, 3, 1, 2, 70}, {1, 2, 3}},
+                                {{2, 3, 2, 3, 2, 3}, {0, 2, 4}},
+                                {{2, 3, 2, 3, 2, 3}, {1, 3, 5}},
+                                {{20000}, {0}}};
+  for (const auto& [dims, axes] : cases) {
+    for (std::size_t kind = 0; kind < EnumNames<ReduceKind>::kNames.size(); ++kind) {
+      Builder b(29);
+      const TensorId x = b.input(dims);
+      Dims kept = dims, removed;
+      for (const std::int64_t axis : axes) kept[static_cast<std::size_t>(axis)] = 1;
+      for (std::size_t i = 0; i < dims.size(); ++i) {
+        if (std::ranges::find(axes, static_cast<std::int64_t>(i)) == axes.end())
+          removed.push_back(dims[i]);
+      }
+      b.output(b.add(Reduce{x, b.f32(kept), static_cast<ReduceKind>(kind), axes}));
+      b.output(b.add(Reduce{x, b.f32(removed), static_cast<ReduceKind>(kind), axes}));
+      // One rounding for each run of axes, and one that the naive evaluation has.
+      expect_naive(b.graph(), 4 * 0x1p-24, std::string(EnumNames<ReduceKind>::kNames[kind]));
+    }
+  }
+}
+
+TEST(Executor, SelectsAlongEveryAxis) {
+  for (const std::vector<std::int32_t>& indices : std::vector<std::vector<std::int32_t>>{
+           {0}, {2, 1, 0}, {0, 1, 2}, {1, 1, 0, 2, 0, 1, 2}, {1, 2}}) {
+    for (const std::int64_t axis : {0, 1, 2}) {
+      Builder b(29);
+      const TensorId x = b.input({3, 3, 3});
+      Dims dims{3, 3, 3};
+      dims[static_cast<std::size_t>(axis)] = static_cast<std::int64_t>(indices.size());
+      b.output(b.add(Select{x, b.f32(dims), axis, b.writer.own_array<std::int32_t>(indices)}));
+      expect_naive(b.graph());
+    }
+  }
+  Builder b(30);  // several items, each of several rows
+  const TensorId x = b.input({200, 70});
+  std::vector<std::int32_t> order;
+  for (std::int32_t i = 0; i < 100; ++i) order.push_back(i * 33 % 70);
+  b.output(b.add(Select{x, b.f32({200, 100}), 1, b.writer.own_array<std::int32_t>(order)}));
+  expect_naive(b.graph());
+}
+
 TEST(Executor, ConcatOnEveryAxis) {
   for (const std::int64_t axis : {0, 1, 2}) {
     Builder b(29);

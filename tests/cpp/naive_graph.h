@@ -378,6 +378,47 @@ class NaiveGraph {
     });
   }
 
+  void eval(const Reduce& op) {
+    const Dims& in = tensor(op.input).dims;
+    Dims kept = in;
+    for (const std::int64_t axis : op.axes) kept[static_cast<std::size_t>(axis)] = 1;
+    std::vector<std::vector<double>> taken(static_cast<std::size_t>(count(kept)));
+    for (std::int64_t i = 0; i < count(in); ++i) {
+      taken[broadcast_index(i, in, kept)].push_back(values_[op.input][static_cast<std::size_t>(i)]);
+    }
+    for (const std::vector<double>& x : taken) {
+      double y = x[0], sum = 0, magnitudes = 0, squares = 0, product = 1;
+      for (const double v : x) {
+        y = op.kind == ReduceKind::kMax ? std::max(y, v) : std::min(y, v);
+        sum += v;
+        magnitudes += std::abs(v);
+        squares += v * v;
+        product *= v;
+      }
+      switch (op.kind) {
+        case ReduceKind::kMean: y = sum / static_cast<double>(x.size()); break;
+        case ReduceKind::kSum: y = sum; break;
+        case ReduceKind::kMax:
+        case ReduceKind::kMin: break;
+        case ReduceKind::kProd: y = product; break;
+        case ReduceKind::kL1: y = magnitudes; break;
+        case ReduceKind::kL2: y = std::sqrt(squares); break;
+        case ReduceKind::kSumSquare: y = squares; break;
+      }
+      values_[op.output].push_back(f32(y));
+    }
+  }
+
+  void eval(const Select& op) {
+    const Dims &in = tensor(op.input).dims, &out = tensor(op.output).dims;
+    const auto axis = static_cast<std::size_t>(op.axis);
+    for (std::int64_t i = 0; i < count(out); ++i) {
+      Dims index = split(i, out);
+      index[axis] = op.indices.data()[index[axis]];
+      values_[op.output].push_back(values_[op.input][flat(index, in)]);
+    }
+  }
+
   static Dims map_dims(const Dims& dims) { return dims.size() == 3 ? dims : Dims{1, 1, dims[0]}; }
 
   static Dims split(std::int64_t i, const Dims& dims) {

@@ -108,8 +108,16 @@ inline void build_every_op(ModelWriter& w) {
   op("concat", Concat{{{sum, relu}}, joined, 0});
   const TensorId padded = f32("padded", {18});
   op("pad", Pad{joined, padded, {1}, {1}, -1.0F});
+  const TensorId rotated = f32("rotated", {18});
+  std::vector<std::int32_t> order;
+  for (std::int32_t i = 0; i < 18; ++i) order.push_back((i * 5 + 1) % 18);
+  op("select", Select{padded, rotated, 0, w.own_array<std::int32_t>(order)});
+  const TensorId total = f32("total", {1});
+  op("reduce", Reduce{rotated, total, ReduceKind::kL1, {0}});
+  const TensorId scaled = f32("scaled", {18});
+  op("rescale", Binary{rotated, total, scaled, BinaryKind::kMul});
   const TensorId logits = f32("logits", {4});
-  op("linear", Linear{padded, logits, filled<float>(w, 72, 0.5F), filled<float>(w, 4, 0.0F)});
+  op("linear", Linear{scaled, logits, filled<float>(w, 72, 0.5F), filled<float>(w, 4, 0.0F)});
   const TensorId probabilities = f32("probabilities", {4});
   op("softmax", Softmax{logits, probabilities, 0, false});
   const TensorId best = add_tensor(g, "best", DType::kI64, {});

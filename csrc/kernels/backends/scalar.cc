@@ -24,6 +24,8 @@ constinit const KernelTable table = {
     .binary_f32 = binary_f32,
     .chain_f32 = chain_f32,
     .softmax_f32 = softmax_f32,
+    .reduce_rows_f32 = reduce_rows_f32,
+    .reduce_columns_f32 = reduce_columns_f32,
 };
 
 }  // namespace tac::kernels::scalar
