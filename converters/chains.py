@@ -90,11 +90,11 @@ def _chain(graph: Graph, root: str, result: str, nodes: tuple[Node, ...], pool: 
 
 def with_result_axis(graph: Graph, chain: Chain, axis: int) -> Chain | None:
     """A free chain read with its channels on ``axis`` of the result; None if they cannot be packed along it."""
-    moved = replace(chain, channel_axis=_axis_order(graph, chain)[axis], result_axis=axis)
+    moved = replace(chain, channel_axis=axis_order(graph, chain)[axis], result_axis=axis)
     return moved if _keeps_order(graph, moved) else None
 
 
-def _axis_order(graph: Graph, chain: Chain) -> list[int]:
+def axis_order(graph: Graph, chain: Chain) -> list[int]:
     """The root's axis behind each axis of the result."""
     order = list(range(len(graph.shapes[chain.root])))
     for node in chain.nodes:
@@ -108,7 +108,7 @@ def _keeps_order(graph: Graph, chain: Chain) -> bool:
 
     The channels are on axis 1 of a map or on the last axis, at both ends, and the other axes never change places.
     """
-    order = _axis_order(graph, chain)
+    order = axis_order(graph, chain)
     ends = (1, 3) if len(order) == 4 else (len(order) - 1,)
     rest = [axis for axis in order if axis != chain.channel_axis]
     return chain.channel_axis in ends and chain.result_axis in ends and rest == sorted(rest)

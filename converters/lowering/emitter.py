@@ -76,13 +76,14 @@ class Emitter:
         helper: bool = False,
         map_dims: tuple[int, int, int] | None = None,
         arithmetic: str = "",
+        root: tuple[str, list[int]] | None = None,
     ) -> int:
         """Adds an op and its output tensor.
 
         ``holds`` is the ONNX tensor that the output equals, if any, stored in ``layout`` ("flat": of ``map_dims``). A
         ``helper`` op only prepares or hands on what the
         node's own op computes; it does not take the node's name. ``arithmetic`` is that of the sums, where an op has
-        more than one.
+        more than one. ``root`` is the ONNX tensor that a quantizer reads, and its axis behind each axis of ``holds``.
         """
         tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
         spec = None if encoding is None else encoding.spec()
@@ -102,6 +103,8 @@ class Emitter:
                 layer["map_dims"] = list(map_dims)
             if arithmetic:
                 layer["arithmetic"] = arithmetic
+            if root is not None:
+                layer["root"], layer["root_axes"] = root
             self.layers.append(layer)
         return tensor
 

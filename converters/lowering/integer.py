@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import _core
 from ..analysis import BitSource, IntegerMac
-from ..chains import Steps
+from ..chains import Steps, axis_order
 from ..graph import Array, Node
 from ..values import BINARY, Encoding, encode_levels
 from .emitter import NotLowered, Stored, StoredBits
@@ -36,7 +36,7 @@ def bits_of(lowering: Lowering, tensor: str, node: Node) -> StoredBits:
         else:
             made = _quantize_floats(lowering, mac, thresholds, steps, encoding, node)
         if steps.chain.pool is not None:
-            made = _bit_pool(lowering, made, steps.chain.pool, steps.take_min)
+            made = _bit_pool(lowering, made, steps.chain.pool, steps.chain.result, steps)
         return made
     stored = lowering.float_of(root, node)
     rank = len(lowering.graph.shapes[root])
@@ -74,16 +74,26 @@ def _emit_quantize(
     lowering: Lowering, node: Node, fields: dict[str, Any], dims: tuple[int, ...], steps: Steps, encoding: Encoding
 ) -> StoredBits:
     emit = lowering.emit
+    pooled = steps.chain.pool is not None  # what follows the pool in the graph is done in front of it
     tensor = emit.op(
-        "quantize", node, fields, dims, dtype="bits", encoding=encoding, holds=node.output, layout=_layout(dims)
+        "quantize",
+        node,
+        fields,
+        dims,
+        dtype="bits",
+        encoding=encoding,
+        holds="" if pooled else node.output,
+        layout=_layout(dims, steps),
+        root=(steps.chain.root, axis_order(lowering.graph, steps.chain)),
     )
     text = activation_bits(steps, encoding)
     emit.row(node, "quantize", "quantizer", dims, f"- x {text}", 0, fields["thresholds"].nbytes, _zero_note(text))
     return StoredBits(tensor, dims, encoding, text)
 
 
-def _layout(dims: tuple[int, ...]) -> str:
-    return "nhwc" if len(dims) == 3 else "plain"
+def _layout(dims: tuple[int, ...], steps: Steps | None) -> str:
+    """How packed [H, W, C] or [C] holds the result of ``steps``: Transposes may have moved the channels to the end."""
+    return "nhwc" if len(dims) == 3 and (steps is None or steps.chain.result_axis == 1) else "plain"
 
 
 def activation_bits(steps: Steps, encoding: Encoding) -> str:
@@ -111,18 +121,19 @@ def _quantize_floats(
     return _emit_quantize(lowering, node, fields, stored.dims, steps, encoding)
 
 
-def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, take_min: Array | None) -> StoredBits:
+def _bit_pool(lowering: Lowering, bits: StoredBits, node: Node, holds: str, steps: Steps | None = None) -> StoredBits:
     height, width = lowering.dims(node.output)[-2:]
     dims = (height, width, bits.dims[2])
     fields: dict[str, Any] = {"input": bits.tensor, **window_fields(node)}
-    if take_min is not None and take_min.any():
-        fields["take_min"] = take_min.astype(np.uint8)
+    if steps is not None and steps.take_min.any():
+        fields["take_min"] = steps.take_min.astype(np.uint8)
     if node.attrs.get("ceil_mode", 0):
         _extend_ceil(fields, bits.dims, dims)
     require_taps(node, fields, bits.dims, dims)
-    holds = node.output if take_min is None else ""
     emit = lowering.emit
-    tensor = emit.op("bit_pool", node, fields, dims, dtype="bits", encoding=bits.encoding, holds=holds, layout="nhwc")
+    tensor = emit.op(
+        "bit_pool", node, fields, dims, dtype="bits", encoding=bits.encoding, holds=holds, layout=_layout(dims, steps)
+    )
     emit.row(node, "bit_pool", "pooling on bits", dims, f"- x {bits.text}", 0, 0)
     return StoredBits(tensor, dims, bits.encoding, bits.text)
 
@@ -165,7 +176,7 @@ def _input_bits(lowering: Lowering, source: BitSource, node: Node) -> StoredBits
     for move in source.moves:
         if move.op == "MaxPool":
             if move.output not in lowering.bits:
-                lowering.bits[move.output] = _bit_pool(lowering, bits, move, None)
+                lowering.bits[move.output] = _bit_pool(lowering, bits, move, move.output)
             bits = lowering.bits[move.output]
     return bits
 
@@ -222,7 +233,7 @@ def _layer(
         dtype=dtype,
         encoding=encoding,
         holds="" if is_flat else holds,
-        layout=_layout(dims),
+        layout=_layout(dims, steps),
         origin=origin,
     )
     after = packed.nbytes + sum(

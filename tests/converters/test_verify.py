@@ -40,7 +40,8 @@ class FakeEngine:
         self.flips, self.shift, self.logits = flips, shift, logits
         layers = [
             {"op": "conv", "tensor": "t0", "onnx_tensor": "c", "layout": "nhwc"},
-            {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc", "kind": kind},
+            {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc", "kind": kind, "low_bit": True}
+            | {"root": "c", "root_axes": [0, 1, 2, 3]},
             {"op": "flatten", "tensor": "t2", "onnx_tensor": "f", "layout": "flat", "map_dims": [2, 2, 5]},
             {"op": "folded", "tensor": "t9", "onnx_tensor": "nowhere", "layout": "plain"},
         ]
@@ -107,15 +108,24 @@ def test_output_difference_and_top1() -> None:
 
 
 def test_a_rounding_flip_is_counted_and_its_sample_not_judged() -> None:
-    result = report(FakeEngine(flips=1, logits=100, kind="quantize"), 16)
+    result = report(FakeEngine(flips=1, shift=1e-6, logits=100, kind="quantize"), 16)
     assert result.ok
     assert result.rounding_flips == 1
     assert "in 1 of 16 samples" in str(result)
 
 
-@pytest.mark.parametrize("faults", [{"kind": "binary_conv"}, {"kind": "quantize", "shift": 1.0}])
-def test_a_flip_in_an_integer_layer_or_behind_a_wrong_float_is_judged(faults: dict[str, Any]) -> None:
-    result = report(FakeEngine(flips=1, logits=100, **faults), 16)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"kind": "binary_conv", "shift": 1e-6},
+        {"kind": "quantize", "shift": 1.0},
+        {"kind": "quantize"},
+        {"kind": "quantize", "shift": 1e-6, "flips": 2},
+    ],
+    ids=["integer layer", "wrong float", "right float", "another element"],
+)
+def test_a_flip_without_excuse_is_judged(faults: dict[str, Any]) -> None:
+    result = report(FakeEngine(**{"flips": 1, "logits": 100, **faults}), 16)
     assert not result.ok
     assert result.rounding_flips == 0
 
