@@ -109,12 +109,13 @@ def _zero_note(text: str) -> str:
 def _quantize_floats(
     lowering: Lowering, mac: IntegerMac, thresholds: Array, steps: Steps, encoding: Encoding, node: Node
 ) -> StoredBits:
-    """Where the layer's floats are wanted too: a threshold becomes the float that the layer gives at its integer."""
+    """Where the layer's floats are wanted too: a threshold becomes the float that the engine gives at its integer.
+
+    That is ``scale * float(acc) + bias`` with the scale in float32, which may miss the ONNX node's float by an ulp.
+    """
     stored = lowering.float_of(steps.chain.root, node)
-    # As the engine computes it, not as ONNX does: an ulp more would miss every sum that equals the threshold.
-    values = mac.scale.astype(np.float32) * mac.integers[:, None].astype(np.float32) + mac.bias
-    position = np.searchsorted(mac.integers, np.clip(thresholds, mac.integers[0], mac.integers[-1]))
-    floats = np.take_along_axis(values.T, position.astype(np.int64), axis=1).astype(np.float32)
+    integers = np.clip(thresholds, mac.integers[0], mac.integers[-1]).astype(np.float32)
+    floats = integers * mac.scale.astype(np.float32)[:, None] + mac.bias[:, None]
     floats[thresholds == _INT32.min] = -np.inf
     floats[thresholds == _INT32.max] = np.inf
     fields = {"input": stored.tensor, "thresholds": floats, **_descending(steps)}

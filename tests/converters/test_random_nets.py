@@ -63,6 +63,13 @@ def fails(description: Description, folder: Path) -> str:
     return ""
 
 
+def test_thresholds_are_the_floats_that_the_engine_gives(tmp_path: Path) -> None:
+    """The scale of the sums, weight scale times 0.3, rounds: where floats and bits are wanted, they must agree."""
+    block = (Quantize("Quant signed 3 bits"), Conv(16, (2, 2), weights=Weights("+-1", "any")), Move("output"))
+    for seed in range(20):
+        check_description(Description((32, 4, 4), (*block, Quantize("Sign"), Conv(8)), seed=seed), tmp_path)
+
+
 def test_quantizer_in_front_of_a_pool_is_not_taken_for_what_lies_behind(tmp_path: Path) -> None:
     steps = (Quantize("Sign"), Conv(), Pool(kernel=(1, 2)), Move("output"), Quantize("Cast"))
     check_description(Description((1, 1, 2), steps), tmp_path)
