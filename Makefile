@@ -22,7 +22,7 @@ PACKAGE_SOURCES := $(wildcard pyproject.toml CMakeLists.txt README.md LICENSE) \
   $(shell find csrc python converters -type f -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-cpp test-python test-emulated asan fuzz tidy bench bench-models lint format clean
+.PHONY: help setup demo test test-slow test-train test-cpp test-python test-emulated asan fuzz tidy bench bench-models lint format clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,13 @@ $(VENV)/.bench: $(VENV)/.package
 	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[bench]'
 	@touch $@
 
+# PyTorch for CPUs; the packages of PyPI bring gigabytes of CUDA along.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+$(VENV)/.train: $(VENV)/.package
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package \
+	  --extra-index-url $(TORCH_INDEX) '.[train]'
+	@touch $@
+
 setup: $(VENV)/.package ## Install what is missing, build the Python package into .venv/.
 
 demo: $(VENV)/.package ## Convert the trained network, classify pictures, time it beside ONNX Runtime.
@@ -72,6 +79,9 @@ test-python: $(VENV)/.package test-cpp
 
 test-slow: $(VENV)/.package test-python ## Run the Python tests marked slow.
 	$(BIN)/python -m pytest -m slow
+
+test-train: $(VENV)/.train ## Install PyTorch's CPU build and run the tests of the training package.
+	$(BIN)/python -m pytest tests/train
 
 test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM.
 

@@ -126,13 +126,18 @@ def compress(weight: Array, prune: float, bits: int) -> Compression:
     keep &= flat != 0.0
     result = np.zeros(flat.size, np.float32)
     if keep.any():
-        result[keep] = _kmeans(flat[keep], (1 << bits) - 1)
+        centroids, nearest = kmeans(flat[keep], (1 << bits) - 1)
+        result[keep] = centroids[nearest]
     norm = float(np.linalg.norm(flat))
     error = float(np.linalg.norm(result - flat)) / norm if norm else 0.0
     return Compression(result.reshape(weight.shape), 1.0 - np.count_nonzero(result) / flat.size, error)
 
 
-def _kmeans(values: Array, clusters: int) -> Array:
+def kmeans(values: Array, clusters: int) -> tuple[Array, Array]:
+    """1-D k-means of ``values`` float64 [N]: centroids float32 [clusters], none of them zero, and the nearest of each.
+
+    Centroids start linearly between the smallest and the largest value; one that loses its values stays where it is.
+    """
     ordered = np.sort(values)
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
     centroids = np.linspace(ordered[0], ordered[-1], clusters)
@@ -148,5 +153,4 @@ def _kmeans(values: Array, clusters: int) -> Array:
     centroids = centroids.astype(np.float32)
     # A centroid that lands on 0 would make a survivor a zero: it moves to the smallest float instead.
     centroids[centroids == 0.0] = np.finfo(np.float32).tiny
-    nearest = np.searchsorted((centroids[:-1].astype(np.float64) + centroids[1:]) / 2, values)
-    return centroids[nearest]
+    return centroids, np.searchsorted((centroids[:-1].astype(np.float64) + centroids[1:]) / 2, values)

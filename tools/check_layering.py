@@ -2,6 +2,7 @@
 
 - Only C++ knows the bytes of a model file: no struct, no int.to_bytes or from_bytes in Python.
 - The converters import onnx and onnxruntime, the engine never does; converters build through ModelWriter only.
+- Only the training package imports torch, and nothing but the command line imports the training package.
 - The core includes the standard library and itself; POSIX headers only in base/ and format/.
 - Intrinsics headers appear only in csrc/kernels/*/<isa>.cc and benchmarks/kernels/limits/<isa>.cc.
 - Sources are ASCII.
@@ -23,6 +24,8 @@ CORE_LIBRARIES = ("pybind11/", "Python.h", "gtest/", "gmock/", "benchmark/")
 # Standard headers have no slash and no extension; these few are what the operating system adds.
 SYSTEM_HEADERS = re.compile(r"^(?:sys/\w+|fcntl|pthread|sched|unistd)\.h$")
 CPU_QUERY = "csrc/base/cpu_features.cc"
+TRAINING = "python/tac_engine/train/"
+COMMAND_LINE = "python/tac_engine/cli.py"
 ISA_FILES = ("avx2.cc", "avx512.cc", "neon.cc")
 WRITER_NAMES = frozenset({"ModelWriter", "op_specs", "pack_bits"})
 TEXT_SUFFIXES = frozenset({".cc", ".h", ".inc", ".def", ".py", ".pyi", ".sh", ".toml", ".cmake"})
@@ -31,6 +34,7 @@ TEXT_SUFFIXES = frozenset({".cc", ".h", ".inc", ".def", ".py", ".pyi", ".sh", ".
 def check_python(path: str, text: str) -> Iterator[str]:
     """Yield the offences of one Python file of the two packages."""
     in_engine = path.startswith("python/")
+    in_training = path.startswith(TRAINING)
     if not in_engine and not path.startswith("converters/"):
         return
     for node in ast.walk(ast.parse(text, path)):
@@ -41,6 +45,8 @@ def check_python(path: str, text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
             names = [alias.name for alias in node.names]
+            if (node.level or modules[0] == "tac_engine") and "train" in names:
+                modules.append("tac_engine.train")
         elif isinstance(node, ast.Attribute) and node.attr in {"to_bytes", "from_bytes"}:
             yield f"{path}:{node.lineno}: {node.attr}: only C++ knows the bytes of a model file"
         elif isinstance(node, ast.Attribute) and not in_engine:
@@ -52,8 +58,14 @@ def check_python(path: str, text: str) -> Iterator[str]:
             top = module.split(".")[0]
             if top == "struct":
                 yield f"{where}: struct: only C++ knows the bytes of a model file"
-            if in_engine and top in {"onnx", "onnxruntime"} and not path.startswith("python/tac_engine/train/"):
+            if in_training:
+                continue
+            if in_engine and top in {"onnx", "onnxruntime"}:
                 yield f"{where}: the engine imports {top}; that belongs into converters/"
+            if top == "torch":
+                yield f"{where}: torch outside {TRAINING}"
+            if "train" in module.split(".") and path != COMMAND_LINE:
+                yield f"{where}: the engine and the converters do without the training package"
             if not in_engine and (module.endswith("._core") or module == "_core"):
                 for name in sorted(set(names or ["*"]) - WRITER_NAMES):
                     yield f"{where}: converters reach into _core.{name}"
