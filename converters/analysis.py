@@ -228,7 +228,7 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     source = _bit_source(analysis, constant.activation)
     if isinstance(source, str):
         hint = ""
-        if weights.values == (-1, 1):
+        if weights.values == (-1, 1) and graph.producer(constant.activation) is not None:
             hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
         return f"activation '{constant.activation}' is real: {source}{hint}"
     if source.pads != (0, 0, 0, 0) and node.op != "Conv":

@@ -313,13 +313,16 @@ def _from_key(keys: Array) -> Array:
 
 
 _TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
+# A chain must be finite up to here; no activation of a network that works comes near.
+_WIDE_KEY = int(_to_key(np.asarray([2.0**40]))[0])
 
 
 def float_steps(graph: Graph, chain: Chain) -> Steps | str:
     """Finds the steps of a chain on floats by bisection.
 
     The chain is evaluated on a grid over all of float32, each change is narrowed down to one float, and the result is
-    checked at the neighbours of the thresholds and at random points.
+    checked at the neighbours of the thresholds and at random points. Where it overflows (a polynomial beyond 2^40, say,
+    inf times a mask of 0) the model has no answer, and the level next to it goes on.
     """
     shape = graph.shapes[chain.root]
     dim = shape[chain.channel_axis]
@@ -334,7 +337,11 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
         return evaluate_chain(graph, chain, _from_key(keys))[0]
 
     sampled = outputs_at(np.repeat(grid[:, None], channels, axis=1))
-    if not np.all(np.isfinite(sampled)):
+    finite = np.flatnonzero(np.all(np.isfinite(sampled), axis=1))
+    if finite.size == 0 or np.any(np.diff(finite) > 1):
+        return "takes many values"
+    grid, sampled = grid[finite], sampled[finite]
+    if grid[0] > -_WIDE_KEY or grid[-1] < _WIDE_KEY:
         return "takes many values"
     levels = _levels_of(sampled)
     if isinstance(levels, str):
@@ -401,7 +408,8 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
             position = target
     values = _values_of(levels, np.concatenate([sampled.ravel(), *seen_values]))
     result = Steps(chain, levels, thresholds, descending, np.zeros(channels, bool), values)
-    return result if _confirmed(result, outputs_at, channels) else "not a step function everywhere"
+    confirmed = _confirmed(result, outputs_at, channels, int(grid[0]), int(grid[-1]))
+    return result if confirmed else "not a step function everywhere"
 
 
 def _values_of(levels: Levels, outputs: Array) -> Array:
@@ -421,12 +429,12 @@ def _on_lattice(levels: Levels, values: Array) -> bool:
     return bool(np.all(np.isfinite(scaled)) and np.all(np.abs(scaled - np.rint(scaled)) <= 1e-6 * top))
 
 
-def _confirmed(steps: Steps, outputs_at: Callable[[Array], Array], channels: int) -> bool:
+def _confirmed(steps: Steps, outputs_at: Callable[[Array], Array], channels: int, low: int, high: int) -> bool:
     random = np.random.default_rng(0)
     finite = np.where(np.isfinite(steps.thresholds), steps.thresholds, 0.0)
     keys = _to_key(finite).T  # [T, C]
     probes = [keys, keys - 1, keys + 1, _to_key(random.normal(0, 4, (256, channels)).astype(np.float32))]
-    at = np.clip(np.concatenate(probes), -_TOP_KEY, _TOP_KEY)
+    at = np.clip(np.concatenate(probes), low, high)
     values = outputs_at(at)
     if not _on_lattice(steps.levels, values):
         return False

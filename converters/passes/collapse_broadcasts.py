@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..graph import Array, Batch, Graph, Node, Shape
+from ..evaluate import evaluate_node
+from ..graph import Array, Batch, Graph, Node
 from .base import PassContext, PassResult, RuleError, fresh_name
 from .shape_rules import ARITHMETIC_OPS, COMPARISON_OPS, LOGIC_OPS, broadcast
 
 _BROADCASTING = ARITHMETIC_OPS | COMPARISON_OPS | LOGIC_OPS | {"Where", "PRelu"}
+# What exporters compute of a constant that they have already filled or expanded.
+_ON_CONSTANTS = COMPARISON_OPS | LOGIC_OPS | frozenset("Abs Add Cast Div Identity Mul Neg Not Sign Sub Where".split())
 
 
 class CollapseBroadcasts:
-    """f(x, expand(c)) = f(x, c) where the result keeps its shape.
+    """f(x, expand(c)) = f(x, c) where the result keeps its shape; g(expand(c)) = expand(g(c)) for elementwise g.
 
     Exporters write a bias [1, C, 1, 1] as an initializer [1, C, H, W], or expand it to Shape(x), or fill a tensor of
-    Shape(x) with ones. Such an operand is replaced by the constant with size 1 along every axis that repeats.
+    Shape(x) with ones and negate it. Such an operand is replaced by the constant with size 1 along every axis that
+    repeats.
     """
 
     name = "collapse_broadcasts"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         modified = False
-        producers = {name: node for node in graph.nodes for name in node.outputs}
+        written_out: dict[str, Array] = {}  # the repeated part of each tensor that holds a constant for every sample
         collapsed: dict[str, str] = {}
         for node in graph.nodes:
-            if node.domain or node.op not in _BROADCASTING or node.output not in graph.shapes:
+            if node.domain or node.output not in graph.shapes:
                 continue
-            for index, name in enumerate(node.inputs):
-                small = self.check(graph, node, index, producers.get(name))
+            part = _written_out(graph, node, written_out)
+            if part is not None:
+                written_out[node.output] = part
+            for index, name in enumerate(node.inputs if node.op in _BROADCASTING else []):
+                small = self.check(graph, node, index, written_out)
                 if small is None:
                     continue
                 if name not in collapsed:
@@ -41,10 +48,13 @@ class CollapseBroadcasts:
                     modified = True
         return PassResult(modified)
 
-    def check(self, graph: Graph, node: Node, index: int, producer: Node | None) -> Array | None:
+    def check(self, graph: Graph, node: Node, index: int, written_out: dict[str, Array]) -> Array | None:
         """The smaller operand; None where there is none or the result would lose its shape."""
         name = node.inputs[index]
-        small = _repeated_part(graph, name, producer)
+        small = written_out.get(name)
+        if small is None and name in graph.constants:
+            small = _without_repetition(graph.constants[name])
+            small = small if small.shape != graph.constants[name].shape else None
         if small is None:
             return None
         others = [graph.shapes[other] for place, other in enumerate(node.inputs) if place != index]
@@ -55,24 +65,22 @@ class CollapseBroadcasts:
         return small if kept else None
 
 
-def _repeated_part(graph: Graph, name: str, producer: Node | None) -> Array | None:
-    constant = graph.constants.get(name)
-    if constant is not None:
-        small = _without_repetition(constant)
-        return small if small.shape != constant.shape else None
-    if producer is None or producer.domain:
-        return None
-    if producer.op == "Expand" and producer.inputs[0] in graph.constants and "shape" in producer.attrs:
-        shape: Shape = producer.attrs["shape"]
-        small = _without_repetition(graph.constants[producer.inputs[0]])
+def _written_out(graph: Graph, node: Node, known: dict[str, Array]) -> Array | None:
+    """The constant that ``node`` repeats along the batch axis and others; None where it does something else."""
+    shape = graph.shapes[node.output]
+    if node.op == "Expand" and node.inputs[0] in graph.constants and "shape" in node.attrs:
+        small = _without_repetition(graph.constants[node.inputs[0]])
         return small.reshape((1,) * (len(shape) - small.ndim) + small.shape)
-    if producer.op == "ConstantOfShape":
-        shape = graph.shapes[name]
+    if node.op == "ConstantOfShape":
         if not any(isinstance(dim, Batch) for dim in shape):
             return None  # folded as any constant
-        value = producer.attrs.get("value")
+        value = node.attrs.get("value")
         fill = np.zeros(1, np.float32) if value is None else value
         return np.full((1,) * len(shape), fill.reshape(-1)[0], fill.dtype)
+    if node.op in _ON_CONSTANTS and any(name in known for name in node.inputs):
+        parts = [known.get(name, graph.constants.get(name)) for name in node.inputs]
+        if all(part is not None for part in parts):
+            return evaluate_node(node, parts)[0]
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..evaluate import evaluate_node
-from ..graph import Array, Graph, Node
+from ..graph import Array, Batch, Graph, Node
 from .base import PassContext, PassResult
 
 # A folded tensor may not be larger: a ConstantOfShape or Expand of a few bytes could ask for any amount of memory.
@@ -33,7 +33,9 @@ class FoldConstants:
 
     def check(self, graph: Graph, node: Node) -> bool:
         names = [name for name in node.inputs if name]
-        return bool(names) and all(name in graph.constants for name in names)
+        # An Expand over the batch axis has no value: the batch size is known when the model runs.
+        open_shape = any(isinstance(dim, Batch) for dim in node.attrs.get("shape") or ())
+        return bool(names) and not open_shape and all(name in graph.constants for name in names)
 
     def rewrite(self, graph: Graph, node: Node) -> str:
         """Adds the constants; returns why that is impossible, or ""."""

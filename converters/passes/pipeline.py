@@ -7,12 +7,14 @@ from .base import Pass, PassContext
 from .collapse_broadcasts import CollapseBroadcasts
 from .fold_constants import FoldConstants
 from .infer_shapes import InferShapes
+from .masked_scatters import MaskedScatters
 from .remove_dead_nodes import RemoveDeadNodes
 from .remove_identities import RemoveIdentities
 from .split_to_slices import SplitToSlices
 
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
+    MaskedScatters(),
     InferShapes(),
     SplitToSlices(),
     RemoveIdentities(),

@@ -163,6 +163,22 @@ def _where(inputs: RuleInputs) -> list[Typed]:
     return [(broadcast([inputs.shape(0), inputs.shape(1), inputs.shape(2)]), _same_dtype(inputs, (1, 2)))]
 
 
+def _scatter(inputs: RuleInputs) -> list[Typed]:
+    node = inputs.node
+    if "masked" not in node.attrs:
+        raise RuleError("its positions or values are computed at run time; only y[mask] = constant is supported")
+    mask, data = inputs.shape(0), inputs.shape(2)
+    same_batch = bool(mask and data) and data[0] in (mask[0], inputs.literal_batch)
+    if len(mask) != len(data) or mask[1:] != data[1:] or not same_batch:
+        raise RuleError(f"a mask of shape {shape_text(mask)} selects from a tensor of shape {shape_text(data)}")
+    node.op, node.attrs = "Where", {}
+    return _where(inputs)
+
+
+def _non_zero(inputs: RuleInputs) -> list[Typed]:
+    raise RuleError("how many positions it gives depends on the data; only y[mask] = constant is supported")
+
+
 def _clip(inputs: RuleInputs) -> list[Typed]:
     for index in (1, 2):
         if inputs.has(index) and count_elements(inputs.shape(index)) != (1, 0):
@@ -651,6 +667,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "IsNaN"): _is_predicate,
     ("", "IsInf"): _is_predicate,
     ("", "Where"): _where,
+    ("", "ScatterND"): _scatter,
+    ("", "NonZero"): _non_zero,
     ("", "Clip"): _clip,
     ("", "PRelu"): _prelu,
     ("", "BatchNormalization"): _batch_normalization,

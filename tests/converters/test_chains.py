@@ -186,6 +186,31 @@ def test_a_band_pass_is_refused_because_it_is_not_monotone() -> None:
     assert "monotone" in reason
 
 
+def test_a_chain_that_overflows_far_out_is_a_step_function() -> None:
+    """0 * x^2 + sign(x) is NaN where x^2 is infinite, beyond 1.8e19."""
+    nodes = [
+        Node("Mul", "m", ["x", "x"], ["q"]),
+        Node("Mul", "z", ["q", "zero"], ["n"]),
+        Node("Sign", "s", ["x"], ["s"]),
+        Node("Add", "a", ["n", "s"], ["y"]),
+    ]
+    steps = whole_chain(elementwise_graph(nodes, {"zero": scalar(0)}))
+    assert isinstance(steps, Steps)
+    assert steps.levels.levels == (-1, 0, 1)
+    np.testing.assert_array_equal(steps.thresholds[0], [0.0, DENORMAL])
+
+
+@pytest.mark.parametrize("op", ["Exp", "Reciprocal"])
+def test_a_chain_that_overflows_near_or_at_zero_is_none(op: str) -> None:
+    nodes = [
+        Node(op, "e", ["x"], ["e"]),
+        Node("Mul", "z", ["e", "zero"], ["n"]),
+        Node("Sign", "s", ["x"], ["s"]),
+        Node("Add", "a", ["n", "s"], ["y"]),
+    ]
+    assert whole_chain(elementwise_graph(nodes, {"zero": scalar(0)})) == "takes many values"
+
+
 def test_constants_that_differ_within_a_map_end_the_chain() -> None:
     spatial = np.arange(25, dtype=np.float32).reshape(1, 1, 5, 5)
     nodes = [

@@ -185,11 +185,52 @@ def test_bias_expanded_to_the_shape_of_the_data() -> None:
 def test_where_with_ones_like() -> None:
     model = parse(
         "s = Shape (x) o = ConstantOfShape <value = float[1] {1.0}> (s) m = Neg (o) c = GreaterOrEqual (x, z)"
-        " y = Where (c, o, n)",
-        constants={"z": np.float32(0), "n": np.float32(-1)},
+        " y = Where (c, o, m)",
+        constants={"z": np.float32(0)},
     )
     graph = assert_same_results(model, floats(3, 4))
     assert ops(graph) == ["GreaterOrEqual", "Where"]
+
+
+MASK = "c = Less (x, z) p = NonZero (c) q = Transpose <perm=[1, 0]> (p)"
+COUNT = "f = Reshape (c, minus) i = Cast <to=7> (f) n = ReduceSum <keepdims=1> (i) u = Expand (v, n)"
+MASK_CONSTANTS = {"z": np.float32(0), "minus": np.array([-1]), "v": np.float32(-1)}
+
+
+def test_assignment_to_a_mask_is_a_where() -> None:
+    ones = np.ones((1, 3, 8, 8), np.float32)
+    body = f"{MASK} {COUNT} y = ScatterND (o, q, u)"
+    model = parse(body, inputs="float[1, 3, 8, 8] x", constants={**MASK_CONSTANTS, "o": ones})
+    assert ops(assert_same_results(model, floats(1, 3, 8, 8))) == ["Less", "Where"]
+
+
+def test_assignment_to_a_mask_of_run_time_data_is_a_where() -> None:
+    body = f"r = Relu (x) {MASK} {COUNT} y = ScatterND (r, q, u)"
+    model = parse(body, inputs="float[N, 3, 8, 8] x", constants=MASK_CONSTANTS)
+    assert ops(assert_same_results(model, floats(2, 3, 8, 8))) == ["Relu", "Less", "Where"]
+
+
+def test_a_mask_of_rows_is_no_where() -> None:
+    """Where would broadcast the mask; the scatter writes the first column only."""
+    body = f"h = Slice (x, from, to, axes) {MASK.replace('(x, z)', '(h, z)')} {COUNT} y = ScatterND (x, q, u)"
+    slices = {"from": np.array([0]), "to": np.array([1]), "axes": np.array([1])}
+    model = parse(body, constants={**MASK_CONSTANTS, **slices})
+    with pytest.raises(
+        UnsupportedModelError, match=r"a mask of shape \[N, 1\] selects from a tensor of shape \[N, 4\]"
+    ):
+        import_model(model)
+
+
+def test_values_computed_at_run_time_are_no_where() -> None:
+    body = f"{MASK} u = Reshape (x, minus) y = ScatterND (x, q, u)"
+    with pytest.raises(UnsupportedModelError, match=r"NonZero.*only y\[mask\] = constant"):
+        import_model(parse(body, constants=MASK_CONSTANTS))
+
+
+def test_ones_of_an_unknown_batch() -> None:
+    body = "s = Shape (x) o = Expand (one, s) m = Neg (o) c = GreaterOrEqual (x, z) y = Where (c, o, m)"
+    model = parse(body, constants={"z": np.float32(0), "one": np.float32(1)})
+    assert ops(assert_same_results(model, floats(3, 4))) == ["GreaterOrEqual", "Where"]
 
 
 def test_pad_chain_is_folded_into_attributes() -> None:

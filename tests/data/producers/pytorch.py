@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from . import Recorded, register, samples
+from . import Recorded, fixture, register, samples
 
 Tensor = torch.Tensor
 EXPORTERS = ("legacy", "dynamo")
@@ -30,10 +30,15 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                module.weight.copy_(normal(module.weight))
-                module.bias.copy_(normal(module.bias))
+                if module.affine:
+                    module.weight.copy_(normal(module.weight))
+                    module.bias.copy_(normal(module.bias))
                 module.running_mean.copy_(normal(module.running_mean) * 3)
                 module.running_var.copy_(20 + 10 * torch.rand(module.running_var.shape, generator=generator))
+            elif isinstance(module, nn.PReLU):
+                module.weight.copy_(0.25 + 0.1 * normal(module.weight))
+            elif isinstance(module, LearnableBias):
+                module.bias.copy_(normal(module.bias))
             elif isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.weight.copy_(normal(module.weight) * 0.2)
                 if module.bias is not None:
@@ -80,15 +85,15 @@ def add(
     make: Callable[[], nn.Module],
     shape: tuple[int, ...],
     *,
-    seed: int = 1,
     exporters: tuple[str, ...] = EXPORTERS,
+    prepare: Callable[[Any], nn.Module] = lambda model: model,
     **options: Any,
 ) -> None:
-    """Registers ``<name>_<exporter>`` for each exporter."""
+    """Registers ``<name>_<exporter>`` for each exporter. ``prepare`` sees the model with its weights."""
     for exporter in exporters:
 
         def write(path: Path, exporter: str = exporter) -> Recorded:
-            return record(randomise(make(), seed), path, exporter, shape, **options)
+            return record(prepare(randomise(make(), seed=1)), path, exporter, shape, **options)
 
         register("pytorch", f"{name}_{exporter}", write)
 
@@ -118,7 +123,62 @@ def sign_where_gt(x: Tensor) -> Tensor:
     return torch.where(x > 0, 1.0, -1.0)
 
 
-SIGNS: tuple[Callable[[Tensor], Tensor], ...] = (sign_function, sign_where_ge, sign_where_gt)
+def sign_cast(x: Tensor) -> Tensor:
+    return (x >= 0).float() * 2 - 1
+
+
+def sign_two_casts(x: Tensor) -> Tensor:
+    return (x >= 0).type_as(x) - (x < 0).type_as(x)
+
+
+def sign_plus_epsilon(x: Tensor) -> Tensor:
+    return torch.sign(x + 1e-6)
+
+
+def sign_add_sign(x: Tensor) -> Tensor:
+    return x.sign().add(0.01).sign()
+
+
+def sign_hardtanh(x: Tensor) -> Tensor:
+    return torch.sign(F.hardtanh(x))
+
+
+def sign_masked(x: Tensor) -> Tensor:
+    y = torch.ones_like(x)
+    y[x < 0] = -1
+    return y
+
+
+def sign_detach(x: Tensor) -> Tensor:
+    """Values miss +-1 by the rounding of (s - c) + c."""
+    clipped = torch.clamp(x, -1.0, 1.0)
+    return (torch.sign(x) - clipped).detach() + clipped
+
+
+def sign_approximated(x: Tensor) -> Tensor:
+    """Bi-Real and ReActNet: forward the sign, backward a piecewise polynomial."""
+    out_forward = torch.sign(x)
+    mask1, mask2, mask3 = x < -1, x < 0, x < 1
+    out1 = (-1) * mask1.type(torch.float32) + (x * x + 2 * x) * (1 - mask1.type(torch.float32))
+    out2 = out1 * mask2.type(torch.float32) + (-x * x + 2 * x) * (1 - mask2.type(torch.float32))
+    out3 = out2 * mask3.type(torch.float32) + 1 * (1 - mask3.type(torch.float32))
+    return out_forward.detach() - out3.detach() + out3
+
+
+# Exact at ties: 0 reaches the sign, and its value there must be the framework's.
+EXACT_SIGNS: tuple[Callable[[Tensor], Tensor], ...] = (
+    sign_function,
+    sign_where_ge,
+    sign_where_gt,
+    sign_cast,
+    sign_two_casts,
+    sign_plus_epsilon,
+    sign_add_sign,
+    sign_hardtanh,
+    sign_masked,
+)
+# Their sums miss the integers by rounding, so a sign of a bare sum that should be 0 would be noise.
+ROUNDED_SIGNS = (sign_detach, sign_approximated)
 
 
 class SignConv(nn.Conv2d):
@@ -131,10 +191,11 @@ class SignConv(nn.Conv2d):
 class SignNet(nn.Module):
     """Three binary convolutions: the signs of an input, of bare sums (where 0 occurs) and of a BatchNorm."""
 
-    def __init__(self, sign: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, sign: Callable[[Tensor], Tensor], bare: bool) -> None:
         super().__init__()
         self.sign = sign
         self.conv1 = SignConv(4, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.Identity() if bare else nn.BatchNorm2d(8)
         self.conv2 = SignConv(8, 8, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(8)
         self.conv3 = SignConv(8, 6, 3, stride=2, bias=False)
@@ -142,11 +203,352 @@ class SignNet(nn.Module):
         self.fc = nn.Linear(6 * 3 * 3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(self.sign(x))
+        x = self.bn1(self.conv1(self.sign(x)))
         x = self.bn2(self.conv2(self.sign(x)))
         x = F.relu(self.bn3(self.conv3(self.sign(x))))
         return self.fc(torch.flatten(x, 1))
 
 
-for sign in SIGNS:
-    add(sign.__name__, lambda sign=sign: SignNet(sign), (4, 8, 8), step=0.5)
+for sign in EXACT_SIGNS:
+    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=True), (4, 8, 8), step=0.5)
+for sign in ROUNDED_SIGNS:
+    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=False), (4, 8, 8), step=0.5)
+
+
+# How weights become few values ----------------------------------------------------------------------------------------
+
+
+def weight_sign(w: Tensor) -> Tensor:
+    return torch.sign(w)
+
+
+def weight_bireal(w: Tensor) -> Tensor:
+    """Bi-Real and ReActNet: scaled signs, and a detached copy for the gradient."""
+    scale = torch.mean(torch.mean(torch.mean(abs(w), dim=3, keepdim=True), dim=2, keepdim=True), dim=1, keepdim=True)
+    binary = scale.detach() * torch.sign(w)
+    clipped = torch.clamp(w, -1.0, 1.0)
+    return binary.detach() - clipped.detach() + clipped
+
+
+def weight_mean_abs(w: Tensor) -> Tensor:
+    return torch.sign(w) * w.abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def weight_irnet(w: Tensor) -> Tensor:
+    """IR-Net: standardised, then signs times a power of two."""
+    flat = w.view(w.size(0), -1)
+    flat = flat - flat.mean(-1, keepdim=True)
+    flat = flat / flat.std(-1, keepdim=True)
+    shift = torch.pow(2.0, torch.round(torch.log2(flat.abs().mean(-1, keepdim=True))))
+    return (torch.sign(flat) * shift).view_as(w)
+
+
+def weight_ternary(w: Tensor) -> Tensor:
+    """TWN: zeros below 0.7 of the mean magnitude, the mean of the others as scale."""
+    magnitude = w.abs()
+    mask = (magnitude > 0.7 * magnitude.mean(dim=(1, 2, 3), keepdim=True)).float()
+    alpha = (magnitude * mask).sum(dim=(1, 2, 3), keepdim=True) / mask.sum(dim=(1, 2, 3), keepdim=True)
+    return alpha * mask * torch.sign(w)
+
+
+WEIGHTS = (weight_sign, weight_bireal, weight_mean_abs, weight_irnet, weight_ternary)
+
+
+class WeightNet(nn.Module):
+    """Convolutions with quantized weights, bias or none, BatchNorm behind them (exporters may fold it)."""
+
+    def __init__(self, quantize: Callable[[Tensor], Tensor], baked: bool = False) -> None:
+        super().__init__()
+        self.quantize = quantize
+        self.baked = baked
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=True)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(6)
+        self.fc = nn.Linear(6 * 16, 5)
+
+    def bake(self) -> WeightNet:
+        """Replaces the latent weights by what the forward pass makes of them, once."""
+        with torch.no_grad():
+            for conv in (self.conv2, self.conv3):
+                conv.weight.copy_(self.quantize(conv.weight))
+        self.baked = True
+        return self
+
+    def convolve(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return conv(x) if self.baked else F.conv2d(x, self.quantize(conv.weight), conv.bias, conv.stride, conv.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        x = self.bn2(self.convolve(self.conv2, torch.sign(x)))
+        x = F.hardtanh(self.bn3(self.convolve(self.conv3, torch.sign(x))))
+        return self.fc(torch.flatten(x, 1))
+
+
+for quantize in WEIGHTS:
+    add(quantize.__name__, lambda quantize=quantize: WeightNet(quantize), (3, 8, 8))
+add("weight_sign_baked", lambda: WeightNet(weight_sign), (3, 8, 8), prepare=WeightNet.bake)
+add("weight_bireal_baked", lambda: WeightNet(weight_bireal), (3, 8, 8), prepare=WeightNet.bake)
+add("weight_ternary_baked", lambda: WeightNet(weight_ternary), (3, 8, 8), prepare=WeightNet.bake)
+
+
+# Padding, pooling, fully connected layers, dynamic batches, weights outside the file ----------------------------------
+
+
+class PadNet(nn.Module):
+    """F.pad of the signs with ``value`` in front of convolutions without padding; the second one pads one side more."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+        self.conv1 = SignConv(4, 8, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = SignConv(8, 6, 3, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(F.pad(sign_where_ge(x), (1, 1, 1, 1), value=self.value))
+        return self.conv2(F.pad(sign_where_ge(self.bn1(x)), (0, 1, 0, 1), value=self.value))
+
+
+add("pad_minus_one", lambda: PadNet(-1.0), (4, 8, 8), step=0.5)
+add("pad_plus_one", lambda: PadNet(1.0), (4, 8, 8), step=0.5)
+add("pad_zero", lambda: PadNet(0.0), (4, 8, 8), step=0.5)
+add("pad_minus_one_dynamic_batch", lambda: PadNet(-1.0), (4, 8, 8), step=0.5, batch="batch")
+
+
+class SignLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, torch.sign(self.weight), self.bias)
+
+
+class BinaryNet(nn.Module):
+    """VGG as BinaryNet has it: everything binary, MaxPool in front of BatchNorm, BatchNorm behind the last layer."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.conv1 = SignConv(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = SignConv(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.fc1 = SignLinear(8 * 16, 16, bias=bias)
+        self.bn3 = nn.BatchNorm1d(16)
+        self.fc2 = SignLinear(16, 5, bias=bias)
+        self.bn4 = nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardtanh(self.bn1(self.conv1(x)))
+        x = F.hardtanh(self.bn2(F.max_pool2d(self.conv2(torch.sign(x)), 2)))
+        x = torch.sign(x).view(x.size(0), -1)
+        x = F.hardtanh(self.bn3(self.fc1(x)))
+        return F.log_softmax(self.bn4(self.fc2(torch.sign(x))), dim=1)
+
+
+add("binarynet", lambda: BinaryNet(bias=True), (3, 8, 8))
+add("binarynet_no_bias", lambda: BinaryNet(bias=False), (3, 8, 8))
+add("binarynet_dynamic_batch", lambda: BinaryNet(bias=True), (3, 8, 8), batch="batch")
+add("binarynet_opset_9", lambda: BinaryNet(bias=True), (3, 8, 8), exporters=("legacy",), opset=9)
+add("external_data", lambda: BinaryNet(bias=True), (3, 8, 8), exporters=("dynamo",), external=True)
+
+
+class Mlp(nn.Module):
+    """Fully connected layers alone: MatMul, Gemm, bias or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = SignLinear(24, 16, bias=False)
+        self.bn1 = nn.BatchNorm1d(16)
+        self.fc2 = SignLinear(16, 16)
+        self.bn2 = nn.BatchNorm1d(16)
+        self.weight = nn.Parameter(torch.sin(torch.arange(80.0) + 0.5).view(16, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.fc1(sign_where_ge(x)))
+        x = self.bn2(self.fc2(sign_where_ge(x)))
+        return torch.matmul(sign_where_ge(x), torch.sign(self.weight))
+
+
+add("mlp", Mlp, (24,), step=0.5)
+
+
+# Blocks of published networks -----------------------------------------------------------------------------------------
+
+
+class XnorBlock(nn.Module):
+    """XNOR-Net with its map K: the mean magnitude over the channels, smoothed by a box filter."""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn(x)
+        box = torch.full((1, 1, 3, 3), 1 / 9)
+        k = F.conv2d(x.abs().mean(dim=1, keepdim=True), box, padding=1)
+        alpha = self.conv.weight.abs().mean(dim=(1, 2, 3)).view(1, -1, 1, 1)
+        return F.conv2d(torch.sign(x), torch.sign(self.conv.weight), padding=1) * k * alpha
+
+
+class XnorNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.block1 = XnorBlock(6, 8)
+        self.block2 = XnorBlock(8, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block2(F.relu(self.block1(F.relu(self.conv(x)))))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+add("xnornet_k_map", XnorNet, (3, 8, 8))
+
+
+class BiRealConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, weight_bireal(self.weight), None, self.stride, self.padding)
+
+
+class BiRealBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv = BiRealConv(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride == 2:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(2, 2), nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(sign_approximated(x))) + self.shortcut(x)
+
+
+class BiRealNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(6)
+        self.layers = nn.Sequential(BiRealBlock(6, 6, 1), BiRealBlock(6, 8, 2), BiRealBlock(8, 8, 1))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.bn(self.conv(x)), 3, 2, 1)
+        return self.fc(self.layers(x).mean(dim=(2, 3)))
+
+
+add("bireal_net", BiRealNet, (3, 16, 16))
+add("bireal_net_dynamic_batch", BiRealNet, (3, 16, 16), batch="batch")
+
+
+class LearnableBias(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.expand_as(x)
+
+
+class ReActBlock(nn.Module):
+    """RSign, 3x3 binary convolution, shortcut, RPReLU; then the same with 1x1 convolutions that double the channels."""
+
+    def __init__(self, channels: int, stride: int, double: bool) -> None:
+        super().__init__()
+        self.move11, self.move12, self.move13 = (LearnableBias(channels) for _ in range(3))
+        self.conv1 = BiRealConv(channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act1 = nn.PReLU(channels)
+        self.pool = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+        outputs = 2 * channels if double else channels
+        self.move21, self.move22, self.move23 = LearnableBias(channels), LearnableBias(outputs), LearnableBias(outputs)
+        self.conv2 = nn.ModuleList(BiRealConv(channels, channels, 1, bias=False) for _ in range(1 + double))
+        self.bn2 = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(1 + double))
+        self.act2 = nn.PReLU(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(sign_approximated(self.move11(x)))) + self.pool(x)
+        y = self.move13(self.act1(self.move12(y)))
+        binary = sign_approximated(self.move21(y))
+        z = torch.cat([bn(conv(binary)) + y for conv, bn in zip(self.conv2, self.bn2, strict=True)], dim=1)
+        return self.move23(self.act2(self.move22(z)))
+
+
+class ReActNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(4)
+        self.layers = nn.Sequential(ReActBlock(4, 1, True), ReActBlock(8, 2, False))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layers(self.bn(self.conv(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1))
+
+
+add("reactnet", ReActNet, (3, 16, 16))
+
+
+class DoReFaNet(nn.Module):
+    """DoReFa: k-bit weights by tanh, k-bit activations of [0, 1]."""
+
+    def __init__(self, weight_bits: int, bits: int) -> None:
+        super().__init__()
+        self.weight_bits, self.bits = weight_bits, bits
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv3 = nn.Conv2d(8, 6, 3, stride=2, bias=False)
+        self.fc = nn.Linear(6 * 9, 5)
+
+    def activate(self, x: Tensor) -> Tensor:
+        levels = 2**self.bits - 1
+        return torch.round(torch.clamp(x, 0, 1) * levels) / levels
+
+    def weights(self, w: Tensor) -> Tensor:
+        if self.weight_bits == 1:
+            return torch.sign(w) * w.abs().mean()
+        levels = 2**self.weight_bits - 1
+        w = torch.tanh(w)
+        w = w / (2 * w.abs().max()) + 0.5
+        return 2 * torch.round(w * levels) / levels - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activate(self.bn1(self.conv1(x)))
+        x = self.activate(self.bn2(F.conv2d(x, self.weights(self.conv2.weight), padding=1)))
+        x = F.relu(F.conv2d(x, self.weights(self.conv3.weight), stride=2))
+        return self.fc(torch.flatten(x, 1))
+
+
+add("dorefa_1_2", lambda: DoReFaNet(1, 2), (3, 8, 8))
+add("dorefa_2_2", lambda: DoReFaNet(2, 2), (3, 8, 8))
+add("dorefa_3_3", lambda: DoReFaNet(3, 3), (3, 8, 8))
+
+
+# Files that exporters get wrong ---------------------------------------------------------------------------------------
+
+
+class DataAssignment(nn.Module):
+    """The classic ``input.data = sign(input.data)``: tracing does not see it, and the file has no sign."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        x.data = torch.sign(x.data)
+        self.conv2.weight.data = torch.sign(self.conv2.weight.data)
+        return self.conv2(x)
+
+
+@fixture("broken")
+def dropped_sign(path: Path) -> Recorded:
+    return record(randomise(DataAssignment(), seed=1), path, "legacy", (3, 8, 8))
