@@ -70,7 +70,7 @@ struct Window {
 //   input  kBits [H, W, C]; output kBits or kF32 [OH, OW, out_channels]
 //   pad_level: the level that a tap outside the map reads (0 for ONNX zero padding, -1 or +1 for
 //     Pad nodes); 0 without pads
-//   weights: 1..4 sign planes, one per w_coefs, each a bit matrix of out_channels rows; a row is
+//   weights: 1..5 sign planes, one per w_coefs, each a bit matrix of out_channels rows; a row is
 //     the bits of (kh, kw, c in group) in that order, padded with 0 to whole 32-bit words. Bit b is
 //     s = 1 - 2b, and weight level = (sum over planes of w_coefs[plane] * s) / 2^w_shift, which
 //     must be an integer.

@@ -368,8 +368,8 @@ class Validator {
             std::to_string(op.groups) + " groups do not divide " + std::to_string(channels) +
                 " input and " + std::to_string(out_channels) + " output channels");
     const auto n_planes = static_cast<std::int64_t>(op.w_coefs.size());
-    require(n_planes >= 1 && n_planes <= 4,
-            std::to_string(n_planes) + " weight planes, expected 1 .. 4");
+    require(n_planes >= 1 && n_planes <= 5,
+            std::to_string(n_planes) + " weight planes, expected 1 .. 5");
     std::int64_t weight_top = 0;
     for (const std::int64_t coef : op.w_coefs) {
       require(coef >= -64 && coef <= 64 && coef != 0,

@@ -386,8 +386,9 @@ TEST_P(Bconv, MatchesTheLoopNestForEveryEncoding) {
     std::vector<int> coefs;
     int shift;
   };
-  const std::vector<Weights> weights = {{{1}, 0},       {{1, 2}, 0},  {{1, 1}, 1},
-                                        {{1, 2, 1}, 1}, {{-3, 5}, 1}, {{1, 2, 4}, 0}};
+  const std::vector<Weights> weights = {
+      {{1}, 0},     {{1, 2}, 0},    {{1, 1}, 1},         {{1, 2, 1}, 1},
+      {{-3, 5}, 1}, {{1, 2, 4}, 0}, {{1, 1, 2, 4, 8}, 1}};
   for (const Activation& activation : activations) {
     for (const Weights& w : weights) {
       for (const int pad_level : {0, -1}) {

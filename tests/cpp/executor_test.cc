@@ -411,8 +411,9 @@ TEST(Executor, BinaryConvOfEveryEncoding) {
 }
 
 TEST(Executor, BinaryConvOfEveryWeightForm) {
-  const std::vector<WeightForm> forms{{{1}, 0},       {{1, 2}, 0},       {{1, 1}, 1},
-                                      {{2, 4, 6}, 1}, {{1, 2, 4, 1}, 0}, {{-3}, 0}};
+  const std::vector<WeightForm> forms{
+      {{1}, 0},          {{1, 2}, 0}, {{1, 1}, 1},         {{2, 4, 6}, 1},
+      {{1, 2, 4, 1}, 0}, {{-3}, 0},   {{1, 1, 2, 4, 8}, 1}};
   for (const WeightForm& weights : forms) {
     for (const Encoding& in : kEncodings) {
       Builder b(static_cast<std::uint32_t>(weights.coefs.size()) * 10 + in.n_levels);

@@ -44,7 +44,7 @@ const std::vector<Break>& breaks() {
        [](auto& w) { find<BinaryConv>(w).weights = test::filled<std::uint32_t>(w, 66, ~0U); }},
       {"binary_conv", "groups do not divide", [](auto& w) { find<BinaryConv>(w).groups = 2; }},
       {"binary_conv", "pad_level 2", [](auto& w) { find<BinaryConv>(w).pad_level = 2; }},
-      {"binary_conv", "weight planes, expected 1 .. 4",
+      {"binary_conv", "weight planes, expected 1 .. 5",
        [](auto& w) { find<BinaryConv>(w).w_coefs.clear(); }},
       {"binary_conv", "no integer level", [](auto& w) { find<BinaryConv>(w).w_shift = 1; }},
       {"binary_conv", "w_shift 5", [](auto& w) { find<BinaryConv>(w).w_shift = 5; }},

@@ -9,7 +9,7 @@ namespace tac::kernels {
 // Output channels per block: one AVX-512 register, two AVX2 registers, four NEON registers of
 // 32-bit lanes.
 inline constexpr std::size_t kBconvBlock = 16;
-inline constexpr std::size_t kBconvMaxPlanes = 4;
+inline constexpr std::size_t kBconvMaxPlanes = 5;
 
 // One group of a convolution. For every output pixel and output channel
 //
