@@ -228,7 +228,7 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     source = _bit_source(analysis, constant.activation)
     if isinstance(source, str):
         hint = ""
-        if weights.values == (-1, 1) and graph.producer(constant.activation) is not None:
+        if weights.values == (-1, 1) and not _is_model_input(graph, constant.activation):
             hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
         return f"activation '{constant.activation}' is real: {source}{hint}"
     if source.pads != (0, 0, 0, 0) and node.op != "Conv":
@@ -240,6 +240,14 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return "the accumulator can exceed 2^16"
     scale = weights.scale * source.steps.levels.scale
     return IntegerMac(node, weights, source, scale, constant.bias, integers)
+
+
+def _is_model_input(graph: Graph, tensor: str) -> bool:
+    """Whether ``tensor`` is an input of the model or a view of one: an image, which nobody expects to be signs."""
+    node = graph.producer(tensor)
+    while node is not None and node.op in ("Reshape", "Transpose", "Pad"):
+        node = graph.producer(tensor := node.inputs[0])
+    return node is None and not graph.is_constant(tensor)
 
 
 def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:

@@ -23,6 +23,7 @@ ELEMENTWISE = frozenset(
     Xor""".split()
 )
 _CHUNK = 1 << 22  # values evaluated at a time
+_NEVER = float(np.iinfo(np.int32).max)  # a threshold that no sum reaches
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_poo
 
 def _chain(graph: Graph, root: str, result: str, nodes: tuple[Node, ...], pool: Node | None) -> Chain | None:
     axes = _channel_axes(graph, root, nodes)
-    if axes is None:
+    if axes is None or (pool is not None and not _pools_the_map(graph, root, nodes, pool)):
         return None
     free = not _has_channel_constants(graph, nodes, len(graph.shapes[root]))
     chain = Chain(root, result, nodes, pool, axes[0], axes[1][result], free)
@@ -94,13 +95,32 @@ def with_result_axis(graph: Graph, chain: Chain, axis: int) -> Chain | None:
     return moved if _keeps_order(graph, moved) else None
 
 
+def _pools_the_map(graph: Graph, root: str, nodes: tuple[Node, ...], pool: Node) -> bool:
+    """Whether ``pool`` pools the root's own last two axes: behind a transpose to NHWC it would pool channels."""
+    permutations = _permutations(graph, root, nodes)
+    return permutations is not None and permutations[pool.output] == permutations[root]
+
+
 def axis_order(graph: Graph, chain: Chain) -> list[int]:
     """The root's axis behind each axis of the result."""
-    order = list(range(len(graph.shapes[chain.root])))
-    for node in chain.nodes:
-        if node.op == "Transpose":
-            order = [order[axis] for axis in node.attrs["perm"]]
-    return order
+    permutations = _permutations(graph, chain.root, chain.nodes)
+    assert permutations is not None  # a chain that mixes positions was never made
+    return list(permutations[chain.result])
+
+
+def _permutations(graph: Graph, root: str, nodes: tuple[Node, ...]) -> dict[str, tuple[int, ...]] | None:
+    """The root's axis behind each axis of every tensor; None where branches meet that were transposed differently.
+
+    x + transpose(x) has the shape of x if two axes are alike, but an element of it depends on two elements of x.
+    """
+    found: dict[str, tuple[int, ...]] = {root: tuple(range(len(graph.shapes[root])))}
+    for node in nodes:
+        orders = {found[name] for name in node.inputs if name in found}
+        if len(orders) != 1:
+            return None
+        order = orders.pop()
+        found[node.output] = tuple(order[axis] for axis in node.attrs["perm"]) if node.op == "Transpose" else order
+    return found
 
 
 def _keeps_order(graph: Graph, chain: Chain) -> bool:
@@ -126,15 +146,14 @@ def _is_elementwise(graph: Graph, node: Node) -> bool:
 def _channel_axes(graph: Graph, root: str, nodes: tuple[Node, ...]) -> tuple[int, dict[str, int]] | None:
     """(channel axis of the root, channel axis of each tensor). None if constants vary along two different axes."""
     rank = len(graph.shapes[root])
-    permutation: dict[str, tuple[int, ...]] = {root: tuple(range(rank))}  # tensor axis -> root axis
+    permutation = _permutations(graph, root, nodes)
+    if permutation is None:
+        return None
     found: set[int] = set()
     for node in nodes:
-        live = next(name for name in node.inputs if name in permutation)
-        axes = permutation[live]
+        axes = permutation[node.output]
         if node.op == "Transpose":
-            permutation[node.output] = tuple(axes[p] for p in node.attrs["perm"])
             continue
-        permutation[node.output] = axes
         if node.op == "BatchNormalization":
             found.add(axes[1])
         if node.op in ("QuantizeLinear", "DequantizeLinear") and graph.constants[node.inputs[1]].size > 1:
@@ -214,6 +233,21 @@ class Steps:
     descending: Array
     take_min: Array
     values: Array
+
+    def zero_is_a_point(self) -> bool:
+        """Of levels (-1, 0, 1): whether 0 is met at one value of the root (within rounding), as a Sign meets it.
+
+        A ternary quantizer is 0 over a range.
+        """
+        if self.levels.levels != (-1, 0, 1):
+            return False
+        low, high = np.asarray(self.thresholds, np.float64).T
+        is_integer = self.thresholds.dtype.kind == "i"
+        reached = (np.abs(low) < _NEVER) & (np.abs(high) < _NEVER)
+        if is_integer:
+            return bool(np.all(high[reached] - low[reached] <= 2))  # sums of signs go in steps of 2
+        scale = float(np.max(np.abs(self.thresholds[reached]), initial=0.0))
+        return bool(np.all(high[reached] - low[reached] <= max(1e-5 * scale, 1e-30)))
 
 
 def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: Array) -> Steps | str:

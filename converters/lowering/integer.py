@@ -97,9 +97,8 @@ def _layout(dims: tuple[int, ...], steps: Steps | None) -> str:
 
 
 def activation_bits(steps: Steps, encoding: Encoding) -> str:
-    """Bits per activation for the report; "1 (+ zero)" is a Sign that can meet an exact zero."""
-    is_sign = encoding.kind == "sign_zero" and any(node.op == "Sign" for node in steps.chain.nodes)
-    return "1 (+ zero)" if is_sign else str(encoding.planes)
+    """Bits per activation for the report; "1 (+ zero)" is a sign that is 0 at a single point, not over a range."""
+    return "1 (+ zero)" if encoding.kind == "sign_zero" and steps.zero_is_a_point() else str(encoding.planes)
 
 
 def _zero_note(text: str) -> str:

@@ -67,6 +67,14 @@ def detached(net: Net, x: str) -> str:
     return net.op("Add", net.op("Sub", net.op("Sign", x), clip), clip)
 
 
+def ternary_in_two_layouts(net: Net, x: str) -> str:
+    """Both branches are transposed on their own, as tf2onnx pushes transposes through a subtraction and an addition."""
+    nhwc = [0, 2, 3, 1]
+    low = net.op("Sign", net.op("Transpose", net.op("Add", x, net.constant(2.5)), perm=nhwc))
+    high = net.op("Sign", net.op("Transpose", net.op("Sub", x, net.constant(2.5)), perm=nhwc))
+    return net.op("Transpose", net.op("Sign", net.op("Add", low, high)), perm=[0, 3, 1, 2])
+
+
 def bipolar(net: Net, x: str) -> str:
     return net.op("BipolarQuant", x, net.constant([1.0]), domain="qonnx.custom_op.general")
 
@@ -624,6 +632,32 @@ def test_every_offender_is_named_with_its_reason(tmp_path: Path) -> None:
     assert "'Pad_1' (Pad): padding mode 'reflect'" in message
     assert "'MatMul_2' (MatMul)" in message
     assert not (tmp_path / "model.tacbin").exists()
+
+
+def test_a_ternary_activation_in_two_branches_of_transposes(tmp_path: Path) -> None:
+    net = Net(("N", 6, 8, 8))
+    x = net.conv(net.op("Sign", "x"), net.signs(8, 6, 3, 3))
+    model = net.model(net.conv(ternary_in_two_layouts(net, x), net.signs(4, 8, 3, 3)))
+    assert kinds(check(model, tmp_path, image(net))) == ["quantizer", "binary conv", "1-bit x 2-bit conv"]
+
+
+def test_branches_transposed_differently_are_no_elementwise_chain(tmp_path: Path) -> None:
+    """An element of x + transpose(x) depends on two elements of x, though a second transpose restores the order."""
+    net = Net(("N", 4, 8, 8))
+    swap = {"perm": [0, 1, 3, 2]}
+    mixed = net.op("Transpose", net.op("Add", "x", net.op("Transpose", "x", **swap)), **swap)
+    model = net.model(net.conv(net.op("Sign", mixed), net.signs(5, 4, 3, 3)))
+    check(model, tmp_path, image(net))
+
+
+def test_a_pool_behind_a_transpose_pools_the_axes_that_it_sees(tmp_path: Path) -> None:
+    """MaxPool of an NHWC tensor takes the maximum over W and C."""
+    net = Net(("N", 4, 8, 8))
+    sums = net.conv(net.op("Sign", "x"), net.signs(8, 4, 3, 3), pads=[1, 1, 1, 1])
+    pooled = net.op("MaxPool", net.op("Transpose", sums, perm=[0, 2, 3, 1]), kernel_shape=[2, 2], strides=[2, 2])
+    signs = net.op("Transpose", net.op("Sign", pooled), perm=[0, 3, 1, 2])
+    model = net.model(net.conv(signs, net.signs(5, 4, 3, 3)))
+    check(model, tmp_path, image(net))
 
 
 def test_the_report_says_why_a_layer_is_float(tmp_path: Path) -> None:
