@@ -13,7 +13,7 @@ from .values import Encoding, WeightLattice, encode_levels, weight_lattice
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
 FLOAT_ELEMENTWISE = frozenset(
-    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish IntQuant LeakyRelu Max
+    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish LeakyRelu Max
     Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
 )
 _MAX_ACCUMULATOR = 1 << 16

@@ -14,13 +14,14 @@ import numpy as np
 
 from .evaluate import evaluate_node
 from .graph import Array, Graph, Node
+from .qonnx_ops import threshold_axis
 from .values import MAX_LEVELS, Levels, distinct_values, fit_levels
 
 ELEMENTWISE = frozenset(
     """Abs Add And BatchNormalization BipolarQuant Cast Ceil Clip DequantizeLinear Div Elu Equal Erf Exp Floor Greater
-    GreaterOrEqual HardSigmoid HardSwish IntQuant LeakyRelu Less LessOrEqual Max Min Mul Neg Not Or PRelu Pow Quant
-    QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Trunc Where
-    Xor""".split()
+    GreaterOrEqual HardSigmoid HardSwish LeakyRelu Less LessOrEqual Max Min Mul MultiThreshold Neg Not Or PRelu Pow
+    Quant QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Trunc
+    Where Xor""".split()
 )
 _CHUNK = 1 << 22  # values evaluated at a time
 _NEVER = float(np.iinfo(np.int32).max)  # a threshold that no sum reaches
@@ -154,12 +155,12 @@ def _channel_axes(graph: Graph, root: str, nodes: tuple[Node, ...]) -> tuple[int
         axes = permutation[node.output]
         if node.op == "Transpose":
             continue
-        if node.op == "BatchNormalization":
-            found.add(axes[1])
-        if node.op in ("QuantizeLinear", "DequantizeLinear") and graph.constants[node.inputs[1]].size > 1:
-            found.add(axes[node.attrs.get("axis", 1)])
+        along = _vector_axis(node, rank)
+        if along is not None:
+            if _has_vectors(graph, node):
+                found.add(axes[along])
             continue
-        for name in node.inputs if node.op != "BatchNormalization" else ():
+        for name in node.inputs:
             if name and graph.is_constant(name):
                 found |= {axes[axis] for axis in _varying_axes(graph.constants[name], rank)}
     if len(found) > 1 or 0 in found:
@@ -169,6 +170,19 @@ def _channel_axes(graph: Graph, root: str, nodes: tuple[Node, ...]) -> tuple[int
     if channel >= rank:
         return None
     return channel, {name: axes.index(channel) for name, axes in permutation.items()}
+
+
+def _vector_axis(node: Node, rank: int) -> int | None:
+    """The axis along which a node's constants [C] or [C, ...] run whatever their own shape; None if they broadcast."""
+    if node.op == "BatchNormalization":
+        return 1
+    if node.op in ("QuantizeLinear", "DequantizeLinear"):
+        return int(node.attrs.get("axis", 1))
+    return threshold_axis(node.attrs["data_layout"], rank) if node.op == "MultiThreshold" else None
+
+
+def _has_vectors(graph: Graph, node: Node) -> bool:
+    return node.op == "BatchNormalization" or graph.constants[node.inputs[1]].shape[:1] not in ((), (1,))
 
 
 def _varying_axes(constant: Array, rank: int) -> set[int]:
@@ -197,7 +211,7 @@ def evaluate_chain(graph: Graph, chain: Chain, probes: Array, stages: tuple[str,
                 arguments.append(None)
             elif name in values:
                 arguments.append(values[name])
-            elif node.op in ("BatchNormalization", "QuantizeLinear", "DequantizeLinear"):
+            elif _vector_axis(node, rank) is not None:
                 arguments.append(graph.constants[name])
             else:
                 arguments.append(_collapse(graph.constants[name], rank))
@@ -310,8 +324,8 @@ def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels:
             if not name or not graph.is_constant(name):
                 continue
             constant = graph.constants[name]
-            if node.op in ("BatchNormalization", "QuantizeLinear", "DequantizeLinear"):
-                if constant.ndim == 1 and constant.size == channels:
+            if _vector_axis(node, rank) is not None:
+                if constant.ndim >= 1 and constant.shape[0] == channels:
                     constants[name] = constant[begin:end]
                 continue
             own = axis - (rank - constant.ndim)
@@ -482,14 +496,11 @@ def _has_channel_constants(graph: Graph, nodes: tuple[Node, ...], rank: int) -> 
     for node in nodes:
         if node.op in ("Transpose", "MaxPool"):
             continue
-        if node.op == "BatchNormalization":
-            return True
+        if _vector_axis(node, rank) is not None:
+            if _has_vectors(graph, node):
+                return True
+            continue
         for name in node.inputs:
-            if name and graph.is_constant(name):
-                constant = graph.constants[name]
-                if node.op in ("QuantizeLinear", "DequantizeLinear"):
-                    if constant.size > 1:
-                        return True
-                elif _varying_axes(constant, rank):
-                    return True
+            if name and graph.is_constant(name) and _varying_axes(graph.constants[name], rank):
+                return True
     return False

@@ -23,6 +23,7 @@ MAX_PROTO_BYTES = 2**31 - 1
 MAX_TENSOR_BYTES = 2**31 - 1
 
 # Older names of one and the same domain, see qonnx.custom_op.registry.
+CHANNELS_LAST_DOMAIN = "qonnx.custom_op.channels_last"  # ONNX operators on [N, ..., C]
 QONNX_DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "finn", "qonnx")
 MIN_OPSET = 7
 MAX_OPSET = onnx.defs.onnx_opset_version()
@@ -162,7 +163,7 @@ def _read_input(value: onnx.ValueInfoProto, problems: Problems) -> Iterator[RawI
 
 def _read_node(proto: onnx.NodeProto, names: set[str], base_dir: Path | None, problems: Problems) -> Node:
     domain = "" if proto.domain == "ai.onnx" else proto.domain
-    if domain in QONNX_DOMAINS or domain.startswith("qonnx."):
+    if domain in QONNX_DOMAINS or (domain.startswith("qonnx.") and domain != CHANNELS_LAST_DOMAIN):
         domain = "qonnx"
     wanted = proto.name or f"{proto.op_type}_{next((name for name in proto.output if name), len(names))}"
     name, count = wanted, 1

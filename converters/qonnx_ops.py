@@ -81,11 +81,17 @@ def trunc(x: Array, *parameters: Array, rounding_mode: str, signed: int, narrow:
     return np.asarray((y - zero_point / divisor) * out_scale)
 
 
+def threshold_axis(data_layout: str, rank: int) -> int:
+    """The axis of a MultiThreshold's channels; without a layout it follows from the rank, where 3 means NWC."""
+    layout = data_layout or {3: "NWC"}.get(rank, "")
+    axis = layout.find("C") if "C" in layout else 1
+    return min(axis, rank - 1)
+
+
 def multi_threshold(x: Array, thresholds: Array, *, out_scale: float, out_bias: float, data_layout: str) -> Array:
     """out_scale * (how many thresholds x reaches) + out_bias. ``thresholds`` is [channels or 1, steps]."""
-    channel_axis = x.ndim - 1 if data_layout in ("NHWC", "NWC") or x.ndim == 1 else 1
     column_shape = [1] * x.ndim
-    column_shape[channel_axis] = -1
+    column_shape[threshold_axis(data_layout, x.ndim)] = -1
     count = np.zeros(x.shape, x.dtype)
     for step in range(thresholds.shape[1]):
         count += x >= thresholds[:, step].reshape(column_shape)

@@ -16,7 +16,7 @@ from .graph import Array
 
 TOLERANCE = 1e-6
 MAX_LEVELS = 16
-MAX_WEIGHT_LEVEL = 7
+MAX_WEIGHT_LEVEL = 8
 _MAX_DIVISOR = 16
 
 
@@ -124,6 +124,7 @@ _SYMMETRIC_COEFS: dict[int, tuple[int, ...]] = {
     5: (1, 2, 3, 4),
     6: (1, 2, 4, 5),
     7: (1, 2, 4, 7),
+    8: (1, 1, 2, 4, 8),
 }
 
 
@@ -174,7 +175,7 @@ class WeightLattice:
 def weight_lattice(weight: Array) -> WeightLattice | str:
     """Reads the lattice of a constant weight [O, ...] from its values, one scale per output channel.
 
-    Returns the reason as text if there is none: more levels than -7..7 in some output channel.
+    Returns the reason as text if there is none: more levels than -8..8 in some output channel.
     """
     flat = np.asarray(weight, np.float64).reshape(weight.shape[0], -1)
     levels = np.zeros(flat.shape, np.int64)

@@ -254,7 +254,7 @@ def compare(
                 totals.add_undisturbed(original[agreeing], found_here[agreeing])
             if not low_bit and entry.get("kind") != "binary_conv":
                 rounded[entry["onnx_tensor"]] = original != found_here
-            if entry.get("kind") == "quantize" and entry.get("root") in rounded:
+            if entry.get("kind") != "binary_conv" and entry.get("root") in rounded:
                 excuse = rounded[entry["root"]].transpose(entry["root_axes"])
                 judged &= ~(agreeing & differs & ~_in_sample(flipped & ~excuse))
             agreeing &= ~differs

@@ -108,6 +108,10 @@ class Emitter:
             self.layers.append(layer)
         return tensor
 
+    def mark_quantizer(self, root: str, rank: int) -> None:
+        """Says that the op added last holds a quantizer's result, made element by element from the ONNX tensor."""
+        self.layers[-1] |= {"root": root, "root_axes": list(range(rank))}
+
     def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:
         if not holds:
             return f"{node.output}/{kind}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _INFINITY = float("inf")
 
 
-def _unary(
+def unary(
     lowering: Lowering,
     node: Node,
     stored: Stored,
@@ -39,7 +39,7 @@ def _unary(
 def _simple(kind: str, **defaults: float) -> Callable[[Lowering, Node], Stored]:
     def rule(lowering: Lowering, node: Node) -> Stored:
         values = [float(node.attrs.get(name, default)) for name, default in defaults.items()]
-        return _unary(lowering, node, lowering.float_of(node.inputs[0], node), kind, *values)
+        return unary(lowering, node, lowering.float_of(node.inputs[0], node), kind, *values)
 
     return rule
 
@@ -55,7 +55,7 @@ def _scalar(lowering: Lowering, node: Node, position: int, default: float) -> fl
 
 def clip(lowering: Lowering, node: Node) -> Stored:
     low, high = _scalar(lowering, node, 1, -_INFINITY), _scalar(lowering, node, 2, _INFINITY)
-    return _unary(lowering, node, lowering.float_of(node.inputs[0], node), "clip", low, high)
+    return unary(lowering, node, lowering.float_of(node.inputs[0], node), "clip", low, high)
 
 
 def batch_normalization(lowering: Lowering, node: Node) -> Stored:
@@ -84,19 +84,19 @@ def _binary(kind: str) -> Callable[[Lowering, Node], Stored]:
         graph = lowering.graph
         left, right = node.inputs
         if graph.is_constant(right):
-            return _with_constant(
+            return with_constant(
                 lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, True
             )
         if graph.is_constant(left):
-            return _with_constant(
+            return with_constant(
                 lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, True
             )
-        return _combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node))
+        return combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node))
 
     return rule
 
 
-def _with_constant(
+def with_constant(
     lowering: Lowering, node: Node, kind: str, stored: Stored, constant: Array, constant_first: bool, last: bool
 ) -> Stored:
     emit = lowering.emit
@@ -116,7 +116,7 @@ def _with_constant(
     return Stored(tensor, broadcast, layout, stored.map_dims)
 
 
-def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored) -> Stored:
+def combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Stored, *, last: bool = True) -> Stored:
     emit = lowering.emit
     same = left.layout == right.layout and left.map_dims == right.map_dims and len(left.dims) == len(right.dims)
     if len(left.dims) == len(right.dims) and "nhwc" not in (left.layout, right.layout):
@@ -131,95 +131,10 @@ def _combine(lowering: Lowering, node: Node, kind: str, left: Stored, right: Sto
         left, right = emit.plain(left, node), emit.plain(right, node)
     dims = np.broadcast_shapes(left.dims, right.dims)
     fields: dict[str, Any] = {"a": left.tensor, "b": right.tensor, "kind": kind}
-    tensor = emit.op("binary", node, fields, dims, holds=node.output, layout=left.layout)
-    emit.row(node, "binary", kind, dims, "32", 0, 0)
+    tensor = emit.op("binary", node, fields, dims, holds=node.output if last else "", layout=left.layout)
+    if last:
+        emit.row(node, "binary", kind, dims, "32", 0, 0)
     return Stored(tensor, dims, left.layout, left.map_dims)
-
-
-def _steps_of_constants(
-    lowering: Lowering, node: Node, stored: Stored, operations: list[tuple[str, Array | tuple[float, float] | None]]
-) -> Stored:
-    """A sequence of float ops with constants: (kind, operand), clip takes a (low, high) pair, round nothing."""
-    for position, (kind, operand) in enumerate(operations):
-        last = position == len(operations) - 1
-        if operand is None:
-            stored = _unary(lowering, node, stored, kind, last=last)
-        elif isinstance(operand, tuple):
-            stored = _unary(lowering, node, stored, kind, *operand, last=last)
-        else:
-            stored = _with_constant(lowering, node, kind, stored, operand, False, last)
-    return stored
-
-
-_ROUNDING = {"ROUND": "round", "HALF_EVEN": "round", "FLOOR": "floor", "CEIL": "ceil"}
-
-
-def quant(lowering: Lowering, node: Node) -> Stored:
-    """QONNX Quant with more levels than fit packed bits: the same arithmetic on floats."""
-    graph = lowering.graph
-    if not all(graph.is_constant(name) for name in node.inputs[1:4]):
-        raise NotLowered(node, "its scale, zero point or bit width is computed at run time")
-    scale, zero, bits = (graph.constants[name].astype(np.float32) for name in node.inputs[1:4])
-    if bits.size != 1:
-        raise NotLowered(node, "its bit width differs between channels")
-    mode = str(node.attrs.get("rounding_mode", "ROUND")).upper()
-    if mode not in _ROUNDING:
-        raise NotLowered(node, f"rounding mode '{mode}'")
-    width = float(bits.reshape(()))
-    signed, narrow = bool(node.attrs.get("signed", 1)), bool(node.attrs.get("narrow", 0))
-    high = 2.0 ** (width - 1) - 1 if signed else 2.0**width - 1 - narrow
-    low = (-(2.0 ** (width - 1)) + narrow) if signed else 0.0
-    operations: list[tuple[str, Array | tuple[float, float] | None]] = [("div", scale)]
-    if np.any(zero):
-        operations.append(("add", zero))
-    operations += [("clip", (low, high)), (_ROUNDING[mode], None)]
-    if np.any(zero):
-        operations.append(("sub", zero))
-    operations.append(("mul", scale))
-    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
-
-
-def _axis_constant(lowering: Lowering, node: Node, position: int, rank: int) -> Array:
-    constant = lowering.graph.constants[node.inputs[position]].astype(np.float32)
-    if constant.size == 1:
-        return constant.reshape(())
-    if constant.ndim != 1:
-        raise NotLowered(node, "blocked quantization")
-    axis = int(node.attrs.get("axis", 1)) % rank
-    shape = [1] * rank
-    shape[axis] = constant.size
-    return constant.reshape(shape)
-
-
-def quantize_linear(lowering: Lowering, node: Node) -> Stored:
-    """QuantizeLinear to integers kept as floats: exact, int8 and uint8 fit a float32."""
-    graph = lowering.graph
-    if not all(graph.is_constant(name) for name in node.inputs[1:] if name):
-        raise NotLowered(node, "its scale or zero point is computed at run time")
-    rank = len(graph.shapes[node.output])
-    info = np.iinfo(graph.dtypes[node.output])
-    if info.bits > 16:
-        raise NotLowered(node, f"quantization to {graph.dtypes[node.output]}")
-    operations: list[tuple[str, Array | tuple[float, float] | None]] = [
-        ("div", _axis_constant(lowering, node, 1, rank))
-    ]
-    operations.append(("round", None))
-    if len(node.inputs) > 2 and node.inputs[2] and np.any(graph.constants[node.inputs[2]]):
-        operations.append(("add", _axis_constant(lowering, node, 2, rank)))
-    operations.append(("clip", (float(info.min), float(info.max))))
-    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
-
-
-def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
-    graph = lowering.graph
-    if not all(graph.is_constant(name) for name in node.inputs[1:] if name):
-        raise NotLowered(node, "its scale or zero point is computed at run time")
-    rank = len(graph.shapes[node.output])
-    operations: list[tuple[str, Array | tuple[float, float] | None]] = []
-    if len(node.inputs) > 2 and node.inputs[2] and np.any(graph.constants[node.inputs[2]]):
-        operations.append(("sub", _axis_constant(lowering, node, 2, rank)))
-    operations.append(("mul", _axis_constant(lowering, node, 1, rank)))
-    return _steps_of_constants(lowering, node, lowering.float_of(node.inputs[0], node), operations)
 
 
 RULES: dict[str, Callable[[Lowering, Node], Stored]] = {
@@ -247,8 +162,4 @@ RULES: dict[str, Callable[[Lowering, Node], Stored]] = {
     "Max": _binary("max"),
     "Pow": _binary("pow"),
     "PRelu": _binary("prelu"),
-    "Quant": quant,
-    "IntQuant": quant,
-    "QuantizeLinear": quantize_linear,
-    "DequantizeLinear": dequantize_linear,
 }

@@ -10,7 +10,7 @@ from ...errors import UnsupportedModelError
 from ..analysis import FLOAT_ELEMENTWISE, MAC_OPS, Analysis
 from ..chains import ELEMENTWISE, Steps
 from ..graph import Array, Node, Offender, Shape, describe_offenders
-from . import floats, integer, macs, moves
+from . import floats, integer, macs, moves, quantizers
 from .emitter import Emitter, NotLowered, Stored, StoredBits
 
 Rule = Callable[["Lowering", Node], Stored]
@@ -109,7 +109,7 @@ class Lowering:
     def _float_rule(self, node: Node) -> Rule:
         if node.op in MAC_OPS and not node.domain:
             return macs.RULES[node.op]
-        for rules in (floats.RULES, moves.RULES):
+        for rules in (floats.RULES, quantizers.RULES, moves.RULES):
             if node.op in rules:
                 return rules[node.op]
         if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE:

@@ -14,8 +14,9 @@ import onnx
 from onnx import defs
 
 from ..graph import Array, Node
-from ..qonnx_ops import ROUNDING_MODES
+from ..onnx_file import CHANNELS_LAST_DOMAIN
 from .base import Problems, RuleError
+from .normalise_qonnx import in_channels_first, normalise_qonnx
 
 NORMAL_OPSET = 20
 
@@ -55,9 +56,14 @@ class Normaliser:
     def normalise(self, node: Node) -> list[Node]:
         """The nodes that stand for ``node``; empty where it became a constant. Raises RuleError."""
         if node.domain == "qonnx":
-            return [self._qonnx(node)]
+            return normalise_qonnx(self, node)
+        if node.domain == CHANNELS_LAST_DOMAIN:
+            return [each for step in in_channels_first(self, node) for each in self._of_onnx(step)]
         if node.domain != "":
             raise RuleError(f"operators of the domain '{node.domain}' are not known")
+        return self._of_onnx(node)
+
+    def _of_onnx(self, node: Node) -> list[Node]:
         if node.op in CONTROL_FLOW:
             raise RuleError("control flow is not supported")
         if node.op in RANDOM_OPS:
@@ -71,11 +77,11 @@ class Normaliser:
         return nodes
 
     def add_constant(self, node: Node, suffix: str, value: Array) -> str:
-        name = self._fresh(f"{node.output}__{suffix}")
+        name = self.fresh(f"{node.output}__{suffix}")
         self.constants[name] = value
         return name
 
-    def _fresh(self, wanted: str) -> str:
+    def fresh(self, wanted: str) -> str:
         name, count = wanted, 1
         while name in self.used:
             count += 1
@@ -113,43 +119,6 @@ class Normaliser:
         unknown = sorted(set(node.attrs) - set(schema.attributes))
         if unknown:
             raise RuleError(f"unknown attribute '{unknown[0]}'")
-
-    def _qonnx(self, node: Node) -> Node:
-        op = {"IntQuant": "Quant"}.get(node.op, node.op)
-        result = Node(op, node.name, list(node.inputs), list(node.outputs), dict(node.attrs), "qonnx")
-        defaults: dict[str, Any]
-        counts: tuple[int, ...]
-        if op == "BipolarQuant":
-            counts, defaults = (2,), {}
-        elif op == "Quant":
-            counts, defaults = (4,), {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
-        elif op == "Trunc":
-            counts, defaults = (5, 6), {"signed": 1, "narrow": 0, "rounding_mode": "FLOOR"}
-        elif op == "MultiThreshold":
-            counts, defaults = (2,), {"out_scale": 1.0, "out_bias": 0.0, "data_layout": "NCHW", "out_dtype": ""}
-        else:
-            raise RuleError("this QONNX operator is not known")
-        if len(node.inputs) not in counts or not all(node.inputs):
-            wanted = " or ".join(str(count) for count in counts)
-            raise RuleError(f"{wanted} inputs are expected, found {sum(map(bool, node.inputs))}")
-        if len(node.outputs) != 1:
-            raise RuleError(f"1 output is expected, found {len(node.outputs)}")
-        unknown = sorted(set(node.attrs) - set(defaults))
-        if unknown:
-            raise RuleError(f"unknown attribute '{unknown[0]}'")
-        result.attrs = {**defaults, **result.attrs}
-        for name, default in defaults.items():
-            value = result.attrs[name]
-            if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-                raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
-        result.attrs.pop("out_dtype", None)
-        if "rounding_mode" in result.attrs:
-            mode = result.attrs["rounding_mode"] = str(result.attrs["rounding_mode"]).upper()
-            if mode not in ROUNDING_MODES:
-                raise RuleError(f"unknown rounding_mode '{mode}'; known are {', '.join(sorted(ROUNDING_MODES))}")
-        if op == "Trunc":
-            result.attrs["version"] = 1 if len(node.inputs) == 5 else 2
-        return result
 
 
 def normalise_nodes(
@@ -339,7 +308,7 @@ def _variadic(self: Normaliser, node: Node) -> list[Node]:
     left = inputs[0]
     for index, right in enumerate(inputs[1:], 1):
         last = index == len(inputs) - 1 and node.op != "Mean"
-        output = node.output if last else self._fresh(f"{node.output}__{node.op.lower()}{index}")
+        output = node.output if last else self.fresh(f"{node.output}__{node.op.lower()}{index}")
         chain.append(Node(op, node.name if last else f"{node.name}__{index}", [left, right], [output]))
         left = output
     if node.op == "Mean":

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from ..graph import Array, Batch, Dim, Node, Shape
+from ..qonnx_ops import threshold_axis
 from ..window_ops import resolve_auto_pad, window_count
 from .base import RuleError
 from .normalise_ops import set_window_defaults
@@ -253,8 +254,9 @@ def _qonnx(inputs: RuleInputs) -> list[Typed]:
 
 def _multi_threshold(inputs: RuleInputs) -> list[Typed]:
     shape, thresholds = inputs.shape(0), inputs.shape(1)
-    last = inputs.node.attrs["data_layout"] in ("NHWC", "NWC") or len(shape) == 1
-    channels = shape[-1] if last else shape[1]
+    if not shape:
+        raise RuleError("a scalar has no channels")
+    channels = shape[threshold_axis(inputs.node.attrs["data_layout"], len(shape))]
     if len(thresholds) != 2 or thresholds[0] not in (1, channels):
         raise RuleError(f"thresholds [{channels}, steps] are expected, found {shape_text(thresholds)}")
     return _float_only(inputs)

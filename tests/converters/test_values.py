@@ -84,7 +84,7 @@ def test_weight_lattice_keeps_an_all_zero_channel() -> None:
     assert lattice.values == (-1, 0, 1)
 
 
-@pytest.mark.parametrize("top", range(1, 8))
+@pytest.mark.parametrize("top", range(1, 9))
 def test_weight_planes_add_up_to_the_levels(top: int) -> None:
     levels = np.random.default_rng(top).integers(-top, top + 1, (3, 64))
     levels[0, :2] = (-top, top)

@@ -1,0 +1,174 @@
+"""Quantizers with more values than packed bits hold, on floats: every integer of up to 16 bits is a float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..graph import Array, Node
+from ..integers import integer_limits
+from ..qonnx_ops import integer_range
+from ..values import BINARY
+from .emitter import NotLowered, Stored
+from .floats import combine, unary, with_constant
+
+if TYPE_CHECKING:
+    from .lower import Lowering
+
+# The roundings that are a unary op; the others take magnitudes and put the sign back: (added to |x|, op).
+_PLAIN = {"ROUND": "round", "HALF_EVEN": "round", "FLOOR": "floor", "CEIL": "ceil"}
+_OF_MAGNITUDES = {
+    "UP": (0.0, "ceil"),
+    "DOWN": (0.0, "floor"),
+    "ROUND_TO_ZERO": (0.0, "floor"),
+    "HALF_UP": (0.5, "floor"),
+    "HALF_DOWN": (-0.5, "ceil"),
+}
+
+
+class _Arithmetic:
+    """The ops that a quantizer consists of, one after the other; ``finish`` adds the one that holds its output."""
+
+    def __init__(self, lowering: Lowering, node: Node) -> None:
+        self.lowering, self.node = lowering, node
+        self.stored = lowering.float_of(node.inputs[0], node)
+
+    def constant(self, kind: str, value: Array) -> None:
+        """A binary op with a constant that broadcasts; left out where it changes nothing."""
+        if np.any(value) or kind not in ("add", "sub"):
+            self.stored = with_constant(self.lowering, self.node, kind, self.stored, value, False, False)
+
+    def clip(self, low: Array, high: Array) -> None:
+        if low.size == 1 and high.size == 1:
+            limits = float(low.reshape(())), float(high.reshape(()))
+            self.stored = unary(self.lowering, self.node, self.stored, "clip", *limits, last=False)
+        else:
+            self.constant("max", low)
+            self.constant("min", high)
+
+    def finish(self, kind: str, value: Array, *, quantizes: bool = True) -> Stored:
+        """The last op, a binary one with a constant. What ``quantizes`` can fall to either side of a rounding."""
+        stored = with_constant(self.lowering, self.node, kind, self.stored, value, False, True)
+        if quantizes:
+            self.lowering.emit.mark_quantizer(self.node.inputs[0], len(self.lowering.graph.shapes[self.node.output]))
+        return stored
+
+    def round(self, mode: str) -> None:
+        if mode in _PLAIN:
+            self.stored = unary(self.lowering, self.node, self.stored, _PLAIN[mode], last=False)
+            return
+        offset, kind = _OF_MAGNITUDES[mode]
+        sign = unary(self.lowering, self.node, self.stored, "sign", last=False)
+        self.stored = unary(self.lowering, self.node, self.stored, "abs", last=False)
+        self.constant("add", np.asarray(offset, np.float32))
+        self.stored = unary(self.lowering, self.node, self.stored, kind, last=False)
+        self.stored = combine(self.lowering, self.node, "mul", self.stored, sign, last=False)
+
+
+def _parameters(lowering: Lowering, node: Node) -> list[Array]:
+    """The constant inputs behind the first, float32."""
+    graph = lowering.graph
+    for name in node.inputs[1:]:
+        if name and not graph.is_constant(name):
+            raise NotLowered(node, f"its parameter '{name}' is computed at run time")
+    return [graph.constants[name].astype(np.float32) for name in node.inputs[1:] if name]
+
+
+def quant(lowering: Lowering, node: Node) -> Stored:
+    """QONNX Quant, op by op as it is defined (qonnx_ops.quant)."""
+    scale, zero, bits = _parameters(lowering, node)
+    steps = _Arithmetic(lowering, node)
+    steps.constant("div", scale)
+    steps.constant("add", zero)
+    if node.attrs["signed"] and np.all(bits == 1):
+        steps.stored = _signs(lowering, node, steps.stored)
+    else:
+        low, high = integer_range(bits, bool(node.attrs["signed"]), bool(node.attrs["narrow"]))
+        steps.clip(low, high)
+        steps.round(node.attrs["rounding_mode"])
+    steps.constant("sub", zero)
+    return steps.finish("mul", scale)
+
+
+def trunc(lowering: Lowering, node: Node) -> Stored:
+    """QONNX Trunc, op by op as it is defined (qonnx_ops.trunc)."""
+    scale, zero, in_bits, *rest = _parameters(lowering, node)
+    steps = _Arithmetic(lowering, node)
+    steps.constant("div", scale)
+    steps.constant("add", zero)
+    steps.round("ROUND")
+    if node.attrs["version"] == 1:
+        steps.constant("div", np.exp2(in_bits - rest[0]))
+        steps.round(node.attrs["rounding_mode"])
+        steps.constant("sub", zero)
+        return steps.finish("mul", scale)
+    out_scale, out_bits = rest
+    divisor = np.exp2(np.rint(np.log2(out_scale / scale)))
+    steps.constant("div", divisor)
+    steps.clip(*integer_range(out_bits, bool(node.attrs["signed"]), bool(node.attrs["narrow"])))
+    steps.round(node.attrs["rounding_mode"])
+    steps.constant("sub", zero / divisor)
+    return steps.finish("mul", out_scale)
+
+
+def bipolar_quant(lowering: Lowering, node: Node) -> Stored:
+    """Where scales differ between channels: signs, packed and unpacked, times the scales."""
+    (scale,) = _parameters(lowering, node)
+    steps = _Arithmetic(lowering, node)
+    steps.stored = _signs(lowering, node, steps.stored)
+    return steps.finish("mul", scale)
+
+
+def _signs(lowering: Lowering, node: Node, stored: Stored) -> Stored:
+    """+1 where x >= 0, else -1."""
+    fields = {"input": stored.tensor, "thresholds": np.zeros((1, 1), np.float32)}
+    bits = lowering.emit.op("quantize", node, fields, stored.dims, dtype="bits", encoding=BINARY, helper=True)
+    values = {"input": bits, "values": np.asarray([[-1.0, 1.0]], np.float32)}
+    made = lowering.emit.op("dequantize", node, values, stored.dims, helper=True)
+    return Stored(made, stored.dims, stored.layout, stored.map_dims)
+
+
+def _along_axis(node: Node, constant: Array, rank: int) -> Array:
+    if constant.size == 1:
+        return constant.reshape(())
+    if constant.ndim != 1:
+        raise NotLowered(node, "scales of blocks, on a tensor that is no constant")
+    shape = [1] * rank
+    shape[int(node.attrs["axis"])] = constant.size
+    return constant.reshape(shape)
+
+
+def quantize_linear(lowering: Lowering, node: Node) -> Stored:
+    """QuantizeLinear to integers kept as floats."""
+    graph = lowering.graph
+    rank = len(graph.shapes[node.output])
+    scale, zero = (_along_axis(node, value, rank) for value in _parameters(lowering, node))
+    limits = integer_limits(graph.dtypes[node.output])
+    if limits is None or limits[1] - limits[0] >= 1 << 16:
+        raise NotLowered(node, f"quantization to {graph.dtypes[node.output]}")
+    steps = _Arithmetic(lowering, node)
+    steps.constant("div", scale)
+    steps.round("ROUND")
+    steps.constant("add", zero)
+    low, high = (np.asarray(limit, np.float32) for limit in limits)
+    steps.constant("max", low)
+    return steps.finish("min", high)
+
+
+def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
+    rank = len(lowering.graph.shapes[node.output])
+    scale, *zero = (_along_axis(node, value, rank) for value in _parameters(lowering, node))
+    steps = _Arithmetic(lowering, node)
+    if zero:
+        steps.constant("sub", zero[0])
+    return steps.finish("mul", scale, quantizes=False)
+
+
+RULES = {
+    "BipolarQuant": bipolar_quant,
+    "Quant": quant,
+    "Trunc": trunc,
+    "QuantizeLinear": quantize_linear,
+    "DequantizeLinear": dequantize_linear,
+}

@@ -1,0 +1,125 @@
+"""The operators of the QONNX domains: attributes written out, and what ONNX has operators for in terms of those.
+
+Definitions: https://github.com/fastmachinelearning/qonnx, docs/qonnx-custom-ops and the executable ones beside them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..graph import Array, Node
+from ..qonnx_ops import ROUNDING_MODES
+from .base import RuleError
+
+# Number of inputs, attributes with their defaults.
+_OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "BipolarQuant": ((2,), {}),
+    "Quant": ((4,), {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}),
+    "Trunc": ((5, 6), {"signed": 1, "narrow": 0, "rounding_mode": "FLOOR"}),
+    "MultiThreshold": ((2,), {"out_scale": 1.0, "out_bias": 0.0, "data_layout": "", "out_dtype": ""}),
+    "XnorPopcountMatMul": ((2,), {}),
+}
+
+
+class Maker(Protocol):
+    """What rules need of the Normaliser."""
+
+    constants: dict[str, Array]
+
+    def add_constant(self, node: Node, suffix: str, value: Array) -> str: ...
+
+    def fresh(self, wanted: str) -> str: ...
+
+
+def normalise_qonnx(maker: Maker, node: Node) -> list[Node]:
+    """The nodes that stand for a node of the general QONNX domain. Raises RuleError."""
+    op = {"IntQuant": "Quant"}.get(node.op, node.op)
+    if op not in _OPERATORS:
+        raise RuleError("this QONNX operator is not known")
+    counts, defaults = _OPERATORS[op]
+    if len(node.inputs) not in counts or not all(node.inputs):
+        wanted = " or ".join(str(count) for count in counts)
+        raise RuleError(f"{wanted} inputs are expected, found {sum(map(bool, node.inputs))}")
+    if len(node.outputs) != 1:
+        raise RuleError(f"1 output is expected, found {len(node.outputs)}")
+    unknown = sorted(set(node.attrs) - set(defaults))
+    if unknown:
+        raise RuleError(f"unknown attribute '{unknown[0]}'")
+    attrs = {**defaults, **node.attrs}
+    for name, default in defaults.items():
+        value = attrs[name]
+        if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+            raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
+    if op == "XnorPopcountMatMul":
+        return _xnor_popcount(maker, node)
+    attrs.pop("out_dtype", None)
+    if "rounding_mode" in attrs:
+        mode = attrs["rounding_mode"] = str(attrs["rounding_mode"]).upper()
+        if mode not in ROUNDING_MODES:
+            raise RuleError(f"unknown rounding_mode '{mode}'; known are {', '.join(sorted(ROUNDING_MODES))}")
+    if op == "Trunc":
+        attrs["version"] = 1 if len(node.inputs) == 5 else 2
+    return [Node(op, node.name, list(node.inputs), list(node.outputs), attrs, "qonnx")]
+
+
+def _xnor_popcount(maker: Maker, node: Node) -> list[Node]:
+    """Operands hold 0 for -1. Of k products of signs p are +1: their sum is 2p - k, the result p."""
+    weight = maker.constants.get(node.inputs[1])
+    if weight is None or weight.ndim != 2:
+        raise RuleError("its second input must be a constant matrix")
+    signs = maker.add_constant(node, "signs", (2 * weight - 1).astype(weight.dtype))
+    chain = _Chain(maker, node)
+    chain.add("Mul", chain.last, maker.add_constant(node, "two", np.asarray(2, np.float32)))
+    chain.add("Sub", chain.last, maker.add_constant(node, "one", np.asarray(1, np.float32)))
+    chain.add("MatMul", chain.last, signs)
+    chain.add("Add", chain.last, maker.add_constant(node, "k", np.asarray(weight.shape[0], np.float32)))
+    return chain.end("Mul", chain.last, maker.add_constant(node, "half", np.asarray(0.5, np.float32)))
+
+
+def in_channels_first(maker: Maker, node: Node) -> list[Node]:
+    """A node of the channels-last domain (qonnx-to-channels-last writes it) as ONNX nodes."""
+    chain = _Chain(maker, node)
+    if node.op == "BatchNormalization":
+        # The definition, its parameters [C] broadcast along the last axis of any rank.
+        scale, bias, mean, variance = node.inputs[1:5]
+        epsilon = maker.add_constant(node, "epsilon", np.asarray(node.attrs.get("epsilon", 1e-5), np.float32))
+        chain.add("Add", variance, epsilon)
+        deviation = chain.add("Sqrt", chain.last)
+        chain.add("Sub", node.inputs[0], mean)
+        chain.add("Mul", chain.last, scale)
+        chain.add("Div", chain.last, deviation)
+        return chain.end("Add", chain.last, bias)
+    if node.op not in ("Conv", "MaxPool"):
+        raise RuleError("this operator on channels-last tensors is not known")
+    rank = len(node.attrs.get("kernel_shape", ())) + 2
+    if rank < 3:
+        raise RuleError("kernel_shape is missing")
+    first, last = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+    inputs = list(node.inputs)
+    for index in range(2 if node.op == "Conv" else 1):
+        inputs[index] = chain.add("Transpose", inputs[index], perm=first)
+    chain.add(node.op, *inputs, **node.attrs)
+    return chain.end("Transpose", chain.last, perm=last)
+
+
+class _Chain:
+    """ONNX nodes named after the one that they stand for."""
+
+    def __init__(self, maker: Maker, node: Node) -> None:
+        self._maker, self._node = maker, node
+        self._nodes: list[Node] = []
+        self.last = node.inputs[0]
+
+    def add(self, op: str, *inputs: str, **attrs: Any) -> str:
+        """Returns the output; ``last`` too."""
+        count = len(self._nodes)
+        output = self._maker.fresh(f"{self._node.output}__{count}")
+        self._nodes.append(Node(op, f"{self._node.name}__{count}", list(inputs), [output], attrs))
+        self.last = output
+        return output
+
+    def end(self, op: str, *inputs: str, **attrs: Any) -> list[Node]:
+        """Adds the node that takes over name and output, and returns all."""
+        return [*self._nodes, Node(op, self._node.name, list(inputs), list(self._node.outputs), attrs)]
