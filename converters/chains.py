@@ -24,6 +24,10 @@ ELEMENTWISE = frozenset(
     Where Xor""".split()
 )
 _CHUNK = 1 << 22  # values evaluated at a time
+# (sign(x) - x) + x misses +-1 by the rounding of a number as large as x: that many half units in its last place.
+_ROUNDINGS = 8
+# Rounding beyond this share of the largest level leaves open which level is meant.
+_DECIDABLE = 1e-3
 _NEVER = float(np.iinfo(np.int32).max)  # a threshold that no sum reaches
 
 
@@ -279,7 +283,10 @@ def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: 
     outputs = np.concatenate(results, axis=1)
     levels = _levels_of(outputs)
     if isinstance(levels, str):
-        return levels
+        rounded = _rounded_accumulator_levels(graph, chain, root_values, rows)
+        if rounded is None:
+            return levels
+        levels, outputs = rounded
     index = levels.index(outputs)
     rising = np.all(np.diff(index, axis=0) >= 0, axis=0)
     falling = np.all(np.diff(index, axis=0) <= 0, axis=0)
@@ -306,6 +313,27 @@ def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: 
         values_at = np.where(first == 0, np.iinfo(np.int32).min, integers[first])
         thresholds[:, step] = np.where(reached.any(axis=0), values_at, np.iinfo(np.int32).max)
     return Steps(chain, levels, thresholds, descending, take_min, _values_of(levels, outputs))
+
+
+def _rounded_accumulator_levels(
+    graph: Graph, chain: Chain, root_values: Array, rows: int
+) -> tuple[Levels, Array] | None:
+    """The levels that the outputs miss by no more than rounding explains, and the outputs moved onto them."""
+    channels = root_values.shape[1]
+    parts = []
+    for begin in range(0, channels, rows):
+        part, cut = _select_channels(graph, chain, begin, min(channels, begin + rows), channels)
+        parts.append(_chain_rounding(part, cut, root_values[:, begin : begin + rows]))
+    outputs, errors = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    if not np.all(np.isfinite(outputs)):
+        return None
+    levels = _levels_of(outputs, errors)
+    if isinstance(levels, str):
+        return None
+    inner = _inside_rounding(levels, outputs, errors)
+    if inner is None or inner.size < len(outputs):
+        return None
+    return levels, (levels.scale * _round(levels, outputs)).astype(np.float32)
 
 
 def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels: int) -> tuple[Graph, Chain]:
@@ -337,8 +365,12 @@ def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels:
     return part, chain
 
 
-def _levels_of(outputs: Array) -> Levels | str:
-    distinct = distinct_values(outputs, 4 * MAX_LEVELS)
+def _levels_of(outputs: Array, rounding: Array | None = None) -> Levels | str:
+    """The lattice of ``outputs``; with ``rounding``, the error each may have, of those that it leaves decidable."""
+    if rounding is None:
+        distinct = distinct_values(outputs, 4 * MAX_LEVELS)
+    else:
+        distinct = _values_beside_rounding(outputs, rounding)
     if distinct is None:
         return "takes many values"
     levels = fit_levels(distinct)
@@ -347,6 +379,34 @@ def _levels_of(outputs: Array) -> Levels | str:
     if max(levels.levels) - min(levels.levels) >= 4 * MAX_LEVELS:
         return f"its {distinct.size} values span too many levels"
     return Levels(abs(levels.scale), levels.levels if levels.scale > 0 else tuple(sorted(-v for v in levels.levels)))
+
+
+def _values_beside_rounding(outputs: Array, rounding: Array) -> Array | None:
+    """Of each cluster of ``outputs`` the one with the least rounding; None for more than 4 * MAX_LEVELS clusters."""
+    exact = rounding <= _DECIDABLE * np.abs(outputs)
+    top = float(np.max(np.abs(outputs), where=exact, initial=0.0))
+    chosen = rounding <= _DECIDABLE * top
+    order = np.argsort(outputs[chosen], kind="stable")
+    values, errors = outputs[chosen][order].astype(np.float64), rounding[chosen][order]
+    if values.size == 0:
+        return None
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(values) > 4 * _DECIDABLE * top]))
+    if starts.size > 4 * MAX_LEVELS:
+        return None
+    ends = [*starts[1:], values.size]
+    return np.asarray(
+        [values[begin:end][np.argmin(errors[begin:end])] for begin, end in zip(starts, ends, strict=True)]
+    )
+
+
+def _chain_rounding(graph: Graph, chain: Chain, probes: Array) -> tuple[Array, Array]:
+    """(values, error that a few roundings of the largest number on the way can make of each), float64 errors."""
+    stages = tuple(node.output for node in chain.nodes if node.output != chain.result)
+    values = evaluate_chain(graph, chain, probes, stages)
+    largest = np.abs(values[0])
+    for value in values[1:]:
+        np.fmax(largest, np.abs(value), out=largest)
+    return values[0], _ROUNDINGS * 2.0**-24 * largest.astype(np.float64)
 
 
 def _to_key(values: Array) -> Array:
@@ -370,8 +430,17 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
 
     The chain is evaluated on a grid over all of float32, each change is narrowed down to one float, and the result is
     checked at the neighbours of the thresholds and at random points. Where it overflows (a polynomial beyond 2^40, say,
-    inf times a mask of 0) the model has no answer, and the level next to it goes on.
+    inf times a mask of 0) the model has no answer, and the level next to it goes on. A chain that is off its levels by
+    no more than rounding explains, as (sign(x) - x) + x is, is read as the steps that it stands for.
     """
+    strict = _float_steps(graph, chain, rounded=False)
+    if isinstance(strict, Steps):
+        return strict
+    rounded = _float_steps(graph, chain, rounded=True)
+    return rounded if isinstance(rounded, Steps) else strict
+
+
+def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
     shape = graph.shapes[chain.root]
     dim = shape[chain.channel_axis]
     if not isinstance(dim, int):
@@ -381,19 +450,31 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
     near_one = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
     grid = np.unique(np.concatenate([grid, near_one]))
 
-    def outputs_at(keys: Array) -> Array:
-        return evaluate_chain(graph, chain, _from_key(keys))[0]
+    def outputs_at(keys: Array) -> tuple[Array, Array]:
+        if rounded:
+            return _chain_rounding(graph, chain, _from_key(keys))
+        return evaluate_chain(graph, chain, _from_key(keys))[0], np.zeros(1)
 
-    sampled = outputs_at(np.repeat(grid[:, None], channels, axis=1))
+    if rounded:  # most chains that get here are real-valued, which a few points tell
+        few, errors = outputs_at(np.repeat(grid[::64, None], channels, axis=1))
+        finite = np.all(np.isfinite(few), axis=1)
+        if isinstance(_levels_of(few[finite], errors[finite]), str):
+            return "takes many values"
+    sampled, errors = outputs_at(np.repeat(grid[:, None], channels, axis=1))
     finite = np.flatnonzero(np.all(np.isfinite(sampled), axis=1))
     if finite.size == 0 or np.any(np.diff(finite) > 1):
         return "takes many values"
     grid, sampled = grid[finite], sampled[finite]
     if grid[0] > -_WIDE_KEY or grid[-1] < _WIDE_KEY:
         return "takes many values"
-    levels = _levels_of(sampled)
+    levels = _levels_of(sampled, errors[finite] if rounded else None)
     if isinstance(levels, str):
         return levels
+    if rounded:
+        inner = _inside_rounding(levels, sampled, errors[finite])
+        if inner is None:
+            return "takes values off its lattice"
+        grid, sampled = grid[inner], sampled[inner]
     at_grid = _round(levels, sampled)
     moves = np.diff(at_grid, axis=0)
     rising, falling = np.all(moves >= 0, axis=0), np.all(moves <= 0, axis=0)
@@ -418,13 +499,13 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
                 low[i, c], high[i, c], start[i, c] = begin, end, start_level[c][i]
         while np.any(high - low > 1):
             middle = (low + high) // 2
-            values = outputs_at(middle)
-            if not _on_lattice(levels, values):
+            values, errors = outputs_at(middle)
+            if not _on_lattice(levels, values, errors):
                 return "takes values off its lattice between the sampled points"
             changed = _round(levels, values) != start
             high = np.where(changed, middle, high)
             low = np.where(changed, low, middle)
-        reached_values = outputs_at(high)
+        reached_values, _ = outputs_at(high)
         seen_values.append(reached_values.ravel())
         reached = _round(levels, reached_values)
         for c, row in enumerate(intervals):
@@ -454,10 +535,30 @@ def float_steps(graph: Graph, chain: Chain) -> Steps | str:
             threshold = -np.inf if key < -_TOP_KEY else _from_key(np.asarray([key]))[0]
             thresholds[c, position:target] = threshold
             position = target
-    values = _values_of(levels, np.concatenate([sampled.ravel(), *seen_values]))
+    values = _level_values(levels) if rounded else _values_of(levels, np.concatenate([sampled.ravel(), *seen_values]))
     result = Steps(chain, levels, thresholds, descending, np.zeros(channels, bool), values)
     confirmed = _confirmed(result, outputs_at, channels, int(grid[0]), int(grid[-1]))
     return result if confirmed else "not a step function everywhere"
+
+
+def _inside_rounding(levels: Levels, sampled: Array, errors: Array) -> Array | None:
+    """The rows whose level rounding leaves decidable; None where rounding does not explain how far a row is off.
+
+    Rows outside must be as near to the level of the last row inside.
+    """
+    top = levels.scale * max(1, *(abs(level) for level in levels.levels))
+    inner = np.flatnonzero(np.all(errors <= _DECIDABLE * top, axis=1))
+    if inner.size == 0 or np.any(np.diff(inner) > 1) or not _on_lattice(levels, sampled[inner], errors[inner]):
+        return None
+    for rows, edge in ((slice(0, inner[0]), inner[0]), (slice(inner[-1] + 1, None), inner[-1])):
+        ideal = levels.scale * _round(levels, sampled[edge])
+        if not np.all(np.abs(sampled[rows] - ideal) <= errors[rows] + 1e-6 * top):
+            return None
+    return inner
+
+
+def _level_values(levels: Levels) -> Array:
+    return np.asarray([levels.scale * level for level in levels.levels], np.float32)
 
 
 def _values_of(levels: Levels, outputs: Array) -> Array:
@@ -471,20 +572,24 @@ def _round(levels: Levels, values: Array) -> Array:
     return np.rint(np.asarray(values, np.float64) / levels.scale).astype(np.int64)
 
 
-def _on_lattice(levels: Levels, values: Array) -> bool:
+def _on_lattice(levels: Levels, values: Array, errors: Array) -> bool:
+    """Whether each value is a level, up to its rounding error."""
     scaled = np.asarray(values, np.float64) / levels.scale
     top = max(1, *(abs(level) for level in levels.levels))
-    return bool(np.all(np.isfinite(scaled)) and np.all(np.abs(scaled - np.rint(scaled)) <= 1e-6 * top))
+    near = np.abs(scaled - np.rint(scaled)) <= 1e-6 * top + errors / levels.scale
+    return bool(np.all(np.isfinite(scaled)) and np.all(near))
 
 
-def _confirmed(steps: Steps, outputs_at: Callable[[Array], Array], channels: int, low: int, high: int) -> bool:
+def _confirmed(
+    steps: Steps, outputs_at: Callable[[Array], tuple[Array, Array]], channels: int, low: int, high: int
+) -> bool:
     random = np.random.default_rng(0)
     finite = np.where(np.isfinite(steps.thresholds), steps.thresholds, 0.0)
     keys = _to_key(finite).T  # [T, C]
     probes = [keys, keys - 1, keys + 1, _to_key(random.normal(0, 4, (256, channels)).astype(np.float32))]
     at = np.clip(np.concatenate(probes), low, high)
-    values = outputs_at(at)
-    if not _on_lattice(steps.levels, values):
+    values, errors = outputs_at(at)
+    if not _on_lattice(steps.levels, values, errors):
         return False
     count = (_from_key(at)[:, :, None] >= steps.thresholds[None]).sum(axis=2)
     total = steps.thresholds.shape[1]

@@ -200,6 +200,26 @@ def test_a_chain_that_overflows_far_out_is_a_step_function() -> None:
     np.testing.assert_array_equal(steps.thresholds[0], [0.0, DENORMAL])
 
 
+def test_straight_through_by_detach_is_a_sign_up_to_rounding() -> None:
+    """(sign(x) - x) + x is off +-1 by 3e-5 at x = 1000, and nothing but 0 at 1e9."""
+    nodes = [Node("Sign", "s", ["x"], ["s"]), Node("Sub", "d", ["s", "x"], ["d"]), Node("Add", "a", ["d", "x"], ["y"])]
+    steps = whole_chain(elementwise_graph(nodes, {}))
+    assert isinstance(steps, Steps)
+    assert steps.levels.levels == (-1, 0, 1)
+    np.testing.assert_array_equal(steps.thresholds[0], [0.0, DENORMAL])
+    np.testing.assert_array_equal(steps.values, [-1, 0, 1])
+
+
+@pytest.mark.parametrize("slope", [1e-6, 1e-4])
+def test_a_slope_is_not_rounding(slope: float) -> None:
+    nodes = [
+        Node("Sign", "s", ["x"], ["s"]),
+        Node("Mul", "m", ["x", "slope"], ["m"]),
+        Node("Add", "a", ["s", "m"], ["y"]),
+    ]
+    assert isinstance(whole_chain(elementwise_graph(nodes, {"slope": scalar(slope)})), str)
+
+
 @pytest.mark.parametrize("op", ["Exp", "Reciprocal"])
 def test_a_chain_that_overflows_near_or_at_zero_is_none(op: str) -> None:
     nodes = [

@@ -155,6 +155,11 @@ def sign_detach(x: Tensor) -> Tensor:
     return (torch.sign(x) - clipped).detach() + clipped
 
 
+def sign_detach_unclipped(x: Tensor) -> Tensor:
+    """Misses +-1 by the rounding of a number as large as x."""
+    return x + (torch.sign(x) - x).detach()
+
+
 def sign_approximated(x: Tensor) -> Tensor:
     """Bi-Real and ReActNet: forward the sign, backward a piecewise polynomial."""
     out_forward = torch.sign(x)
@@ -163,6 +168,38 @@ def sign_approximated(x: Tensor) -> Tensor:
     out2 = out1 * mask2.type(torch.float32) + (-x * x + 2 * x) * (1 - mask2.type(torch.float32))
     out3 = out2 * mask3.type(torch.float32) + 1 * (1 - mask3.type(torch.float32))
     return out_forward.detach() - out3.detach() + out3
+
+
+def sign_zero_replaced(x: Tensor) -> Tensor:
+    y = torch.sign(x)
+    y[y == 0] = 1
+    return y
+
+
+def sign_masked_fill(x: Tensor) -> Tensor:
+    return torch.sign(x).masked_fill(x == 0, 1.0)
+
+
+def sign_heaviside(x: Tensor) -> Tensor:
+    return torch.heaviside(x, torch.ones(())) * 2 - 1
+
+
+def sign_hard_sigmoid(x: Tensor) -> Tensor:
+    """BinaryNet's own: round half of a hard sigmoid to even, so 0 becomes -1."""
+    return 2 * torch.round(torch.clamp((x + 1) / 2, 0, 1)) - 1
+
+
+def sign_of_comparison(x: Tensor) -> Tensor:
+    return torch.ge(x, 0).to(x.dtype).sub(0.5).sign()
+
+
+def sign_bucketed(x: Tensor) -> Tensor:
+    return 2.0 * torch.bucketize(x, torch.tensor([0.0]), right=True).to(x.dtype) - 1.0
+
+
+def sign_softsign(x: Tensor) -> Tensor:
+    """A surrogate around the sign, as differentiable binarizers export it."""
+    return torch.sign(torch.tanh(2 * F.softsign(x)))
 
 
 # Exact at ties: 0 reaches the sign, and its value there must be the framework's.
@@ -176,9 +213,16 @@ EXACT_SIGNS: tuple[Callable[[Tensor], Tensor], ...] = (
     sign_add_sign,
     sign_hardtanh,
     sign_masked,
+    sign_zero_replaced,
+    sign_masked_fill,
+    sign_heaviside,
+    sign_hard_sigmoid,
+    sign_of_comparison,
+    sign_bucketed,
+    sign_softsign,
 )
 # Their sums miss the integers by rounding, so a sign of a bare sum that should be 0 would be noise.
-ROUNDED_SIGNS = (sign_detach, sign_approximated)
+ROUNDED_SIGNS = (sign_detach, sign_detach_unclipped, sign_approximated)
 
 
 class SignConv(nn.Conv2d):
@@ -209,8 +253,12 @@ class SignNet(nn.Module):
         return self.fc(torch.flatten(x, 1))
 
 
+# The legacy exporter has no heaviside, and writes bucketize with the batch on axis 1 of a tensor of rank 5.
+DYNAMO_ONLY = (sign_heaviside, sign_bucketed)
+
 for sign in EXACT_SIGNS:
-    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=True), (4, 8, 8), step=0.5)
+    exporters = ("dynamo",) if sign in DYNAMO_ONLY else EXPORTERS
+    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=True), (4, 8, 8), step=0.5, exporters=exporters)
 for sign in ROUNDED_SIGNS:
     add(sign.__name__, lambda sign=sign: SignNet(sign, bare=False), (4, 8, 8), step=0.5)
 
@@ -491,6 +539,85 @@ class ReActNet(nn.Module):
 
 
 add("reactnet", ReActNet, (3, 16, 16))
+
+
+def quantize_lsq(x: Tensor) -> Tensor:
+    """LSQ: round(clip(x / s)) * s, 2 bits, unsigned."""
+    return torch.round(torch.clamp(x / 0.37, 0, 3)) * 0.37
+
+
+def quantize_round_detach(x: Tensor) -> Tensor:
+    """A straight-through rounding: x / s stays in the graph."""
+    x = torch.clamp(x / 0.37, 0, 3)
+    return ((torch.round(x) - x).detach() + x) * 0.37
+
+
+def quantize_pact(x: Tensor) -> Tensor:
+    """PACT's clipping written with magnitudes, then 2 bits."""
+    clipped = 0.5 * (torch.abs(x) - torch.abs(x - 1.5) + 1.5)
+    return torch.round(clipped * (3 / 1.5)) * (1.5 / 3)
+
+
+def quantize_hwgq(x: Tensor) -> Tensor:
+    """HWGQ: {0, .538, 1.076, 1.614}."""
+    y = torch.where(x > 0, 0.538, 0.0)
+    y = torch.where(x > 0.807, 1.076, y)
+    return torch.where(x > 1.345, 1.614, y)
+
+
+def quantize_ternary(x: Tensor) -> Tensor:
+    return torch.where(x.abs() > 0.6, torch.sign(x), torch.zeros_like(x))
+
+
+def quantize_ternary_masked(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[x > 0.6] = 1
+    y[x < -0.6] = -1
+    return y
+
+
+def quantize_offset(x: Tensor) -> Tensor:
+    """AdaBin: two values that are not opposite, 0.3 +- 0.7."""
+    return 0.7 * sign_where_ge((x - 0.3) / 0.7) + 0.3
+
+
+def quantize_thermometer(x: Tensor) -> Tensor:
+    """ABC-Net with equal scales: a mean of three shifted signs."""
+    return sum(sign_where_ge(x + shift) for shift in (-0.8, 0.0, 0.8)) / 3
+
+
+QUANTIZERS = (
+    quantize_lsq,
+    quantize_round_detach,
+    quantize_pact,
+    quantize_hwgq,
+    quantize_ternary,
+    quantize_ternary_masked,
+    quantize_offset,
+    quantize_thermometer,
+)
+
+
+class QuantizerNet(nn.Module):
+    """A quantizer behind an image's BatchNorm and behind the sums of a layer of signs."""
+
+    def __init__(self, quantize: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.quantize = quantize
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv2 = SignConv(8, 8, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.fc = SignLinear(8 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.quantize(self.bn1(self.conv1(x)))
+        x = self.quantize(self.bn2(self.conv2(x)))
+        return self.fc(torch.flatten(x, 1))
+
+
+for quantize in QUANTIZERS:
+    add(quantize.__name__, lambda quantize=quantize: QuantizerNet(quantize), (3, 8, 8))
 
 
 class DoReFaNet(nn.Module):
