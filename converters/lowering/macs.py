@@ -9,7 +9,9 @@ import numpy as np
 from ... import _core
 from ..analysis import MacWeights, mac_weights
 from ..codebook import encode_codebook, integer_levels
-from ..graph import Node
+from ..coded_weights import encode_weights
+from ..graph import Array, Node
+from ..values import weight_lattice
 from .emitter import NotLowered, Stored, feature_order
 from .integer import window_fields
 
@@ -35,12 +37,30 @@ def conv(lowering: Lowering, node: Node) -> Stored:
     channels, height, width = lowering.dims(node.output)
     dims = (height, width, channels)
     fields: dict[str, Any] = {"input": stored.tensor, **window_fields(node), "groups": int(node.attrs.get("group", 1))}
-    fields |= {"weights": weight.ravel(), "bias": constant.bias}
-    emit = lowering.emit
-    tensor = emit.op("conv", node, fields, dims, holds=node.output, layout="nhwc")
-    size = weight.nbytes + constant.bias.nbytes
-    emit.row(node, "conv", "float conv", dims, "32 x 32", size, size, lowering.analysis.reasons.get(node.output, ""))
+    tensor = _float_layer(lowering, node, "conv", fields, weight.reshape(channels, -1), constant.bias, dims)
     return Stored(tensor, dims, "nhwc")
+
+
+def _float_layer(
+    lowering: Lowering, node: Node, op: str, fields: dict[str, Any], weight: Array, bias: Array, dims: tuple[int, ...]
+) -> int:
+    """A conv or linear with ``weight`` [O, K] in as few bytes as its values need; the sums are those of floats."""
+    emit = lowering.emit
+    coded = encode_weights(weight)
+    kind = f"float {op}"
+    reason = lowering.analysis.reasons.get(node.output, "")
+    layout = "nhwc" if op == "conv" else "plain"
+    before = weight.nbytes + (bias.nbytes if bias.any() else 0)
+    if coded is None:
+        fields |= {"weights": np.ascontiguousarray(weight).ravel(), "bias": bias}
+        after, bits = weight.nbytes, "32"
+    else:
+        fields |= {**coded.fields(), "bias": bias}
+        op, after, bits = f"coded_{op}", coded.nbytes, coded.bits
+        reason = "; ".join(filter(None, (reason, f"stored as {coded.describe()}")))
+    tensor = emit.op(op, node, fields, dims, holds=node.output, layout=layout)
+    emit.row(node, op, kind, dims, f"{bits} x 32", before, after + bias.nbytes, reason)
+    return tensor
 
 
 def linear(lowering: Lowering, node: Node) -> Stored:
@@ -58,13 +78,15 @@ def linear(lowering: Lowering, node: Node) -> Stored:
     dims = (*stored.dims[:-1], outputs)
     before = weight.nbytes + (constant.bias.nbytes if constant.bias.any() else 0)
     fields: dict[str, Any] = {"input": stored.tensor, "bias": constant.bias}
-    book = encode_codebook(weight)
-    reason = lowering.analysis.reasons.get(node.output, "")
+    book, scale = encode_codebook(weight), None
     if book is None:
-        fields["weights"] = np.ascontiguousarray(weight).ravel()
-        tensor = emit.op("linear", node, fields, dims, holds=node.output)
-        emit.row(node, "linear", "float linear", dims, "32 x 32", before, weight.nbytes + constant.bias.nbytes, reason)
-        return Stored(tensor, dims)
+        scaled = _scaled_rows(weight)
+        if scaled is not None:
+            scale, weight = scaled
+            book = encode_codebook(weight)
+            fields["bias"] = np.zeros(outputs, np.float32)
+    if book is None:
+        return Stored(_float_layer(lowering, node, "linear", fields, weight, constant.bias, dims), dims)
     fields |= {"code_bits": book.code_bits, "codebook": book.values, "codes": book.codes, "level_scale": 0.0}
     if book.bitmap is not None:
         fields["bitmap"] = np.asarray(_core.pack_bits(book.bitmap.astype(np.uint8))).ravel()
@@ -74,12 +96,32 @@ def linear(lowering: Lowering, node: Node) -> Stored:
     else:
         arithmetic, bits, sums = "i16", 16, f"16-bit sums, weights within {levels.error:.1g}"
         fields |= {"levels": levels.levels, "level_scale": levels.scale}
-    tensor = emit.op("codebook_linear", node, fields, dims, holds=node.output, arithmetic=arithmetic)
     zeros = float(np.mean(weight == 0.0))
     note = f"{np.unique(weight).size} values, {zeros:.0%} zeros, {sums}"
     after = book.nbytes + constant.bias.nbytes
+    if scale is None:
+        tensor = emit.op("codebook_linear", node, fields, dims, holds=node.output, arithmetic=arithmetic)
+    else:
+        sums_tensor = emit.op("codebook_linear", node, fields, dims, helper=True)
+        fields = {"input": sums_tensor, "scale": scale, "shift": constant.bias}
+        tensor = emit.op("affine", node, fields, dims, holds=node.output, arithmetic=arithmetic)
+        note = f"a scale for each output, {note}"
+        after += scale.nbytes
     emit.row(node, "codebook_linear", "codebook linear", dims, f"{book.code_bits} x {bits}", before, after, note)
     return Stored(tensor, dims)
+
+
+def _scaled_rows(weight: Array) -> tuple[Array, Array] | None:
+    """(scale [O], levels [O, K]) float32 with ``scale * levels`` exactly ``weight``, levels small integers."""
+    lattice = weight_lattice(weight)
+    if isinstance(lattice, str):
+        return None
+    levels = lattice.levels.astype(np.float32)
+    # The scale is read off the smallest weight, which is most often the scale itself.
+    magnitudes = np.where(levels == 0.0, np.inf, np.abs(levels))
+    smallest = np.argmin(magnitudes, axis=1)[:, None]
+    scale = np.take_along_axis(np.abs(weight), smallest, 1) / np.take_along_axis(magnitudes, smallest, 1)
+    return (np.ravel(scale), levels) if np.array_equal(scale * levels, weight) else None
 
 
 RULES = {"Conv": conv, "Gemm": linear, "MatMul": linear}

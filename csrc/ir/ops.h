@@ -461,6 +461,65 @@ struct Select {
   }
 };
 
+// Weights [O][K] of few values, or few of which are not zero; they become floats when the model is
+// loaded.
+//   bitmap: empty: every position has a code. Otherwise [O][ceil(K / 32)] words, bit k % 32 of word
+//     k / 32 set where the weight is not zero; only those have a code.
+//   code_bits 1..8: codes of as many bits, little end first within a byte, row after row without
+//     gaps; the last byte is padded with 0. values: the codebook, at most 2^code_bits values for
+//     all rows or, per_output, as many for each row. With a bitmap none of them is 0.
+//   code_bits 0: no codes; values: the weights that the bitmap names, in order.
+struct CodedWeights {
+  BlobOf<float> values;
+  std::int64_t code_bits = 1;
+  bool per_output = false;
+  BlobOf<std::uint32_t> bitmap;
+  BlobOf<std::uint8_t> codes;
+
+  template <class V>
+  void fields(V& v) {
+    v("values", values);
+    v("code_bits", code_bits);
+    v("per_output", per_output);
+    v("bitmap", bitmap);
+    v("codes", codes);
+  }
+};
+
+// As Conv.
+struct CodedConv {
+  TensorId input = 0, output = 0;
+  Window window;
+  std::int64_t groups = 1;
+  CodedWeights weights;
+  BlobOf<float> bias;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    window.fields(v);
+    v("groups", groups);
+    weights.fields(v);
+    v("bias", bias);
+  }
+};
+
+// As Linear.
+struct CodedLinear {
+  TensorId input = 0, output = 0;
+  CodedWeights weights;
+  BlobOf<float> bias;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    weights.fields(v);
+    v("bias", bias);
+  }
+};
+
 using OpVariant = std::variant<
 #define TAC_OP(code, Struct, name) Struct,
 #include "ir/ops.inc"

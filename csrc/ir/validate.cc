@@ -7,6 +7,7 @@
 #include <string>
 #include <unordered_set>
 
+#include "base/code_at.h"
 #include "base/count_bits.h"
 #include "base/error.h"
 #include "ir/graph.h"
@@ -66,8 +67,16 @@ bool has_nan(std::span<const float> values) {
   return found != 0;
 }
 
-// Whether every code of `code_bits` in `bytes` is below `limit`.
+// Whether every code of `code_bits` in `bytes` is below `limit`; so are codes that the end cuts
+// off.
 bool codes_below(std::span<const std::uint8_t> bytes, unsigned code_bits, unsigned limit) {
+  if (8 % code_bits != 0) {
+    const std::size_t n_codes = bytes.size() * 8 / code_bits;
+    unsigned largest = 0;
+    for (std::size_t i = 0; i < n_codes; ++i)
+      largest = std::max(largest, code_at(bytes, i, code_bits));
+    return largest < limit;
+  }
   const auto mask = static_cast<std::uint8_t>((1U << code_bits) - 1),
              bound = static_cast<std::uint8_t>(limit);
   std::uint8_t above = 0;
@@ -497,6 +506,35 @@ class Validator {
     }
   }
 
+  // The number of weights [outputs][features] that have a code: all, or those of the bitmap.
+  std::int64_t check_bitmap(const BlobOf<std::uint32_t>& bitmap, const BlobOf<float>& values,
+                            std::int64_t outputs, std::int64_t features, const char* what) const {
+    if (bitmap.size() == 0) return outputs * features;
+    require_size(bitmap, outputs * ((features + 31) / 32), "bitmap");
+    check_row_tails(bitmap.view(), features, "bitmap");
+    for (const float v : values.view()) {
+      if (v == 0.0F) fail(std::string("a ") + what + " behind a bitmap holds a 0");
+    }
+    return count_bits(bitmap.view());
+  }
+
+  void check_codes(const BlobOf<std::uint8_t>& codes, std::int64_t count, std::int64_t code_bits,
+                   std::size_t values) const {
+    require_size(codes, (count * code_bits + 7) / 8, "codes");
+    const auto bits = static_cast<unsigned>(code_bits), limit = static_cast<unsigned>(values);
+    // A full codebook has a value for every code. Bits behind the last code are 0, which is a code,
+    // too.
+    if (limit < 1U << bits && !codes_below(codes.view(), bits, limit)) {
+      std::size_t at = 0;
+      while (code_at(codes.view(), at, bits) < limit) ++at;
+      fail("code " + std::to_string(code_at(codes.view(), at, bits)) + " at " + std::to_string(at) +
+           ", the codebook has " + std::to_string(values) + " values");
+    }
+    const std::int64_t used = count * code_bits % 8;
+    require(used == 0 || codes.data()[codes.size() - 1] >> used == 0,
+            "codes have bits behind their end");
+  }
+
   void check(CodebookLinear& op) {
     const Tensor& in = read(op.input, DType::kF32);
     const Tensor& out = write(op.output);
@@ -510,35 +548,9 @@ class Validator {
     check_no_nan(op.codebook, "codebook");
     require_size(op.bias, outputs, "bias");
     check_no_nan(op.bias, "bias");
-    const std::int64_t row_words = (features + 31) / 32;
     require(features <= kMaxElements / outputs, "more than 2^31 weights");
-    std::int64_t coded = features * outputs;
-    if (op.bitmap.size() != 0) {
-      require_size(op.bitmap, outputs * row_words, "bitmap");
-      check_row_tails(op.bitmap.view(), features, "bitmap");
-      coded = count_bits(op.bitmap.view());
-      for (const float v : op.codebook.view())
-        require(v != 0.0F, "a codebook behind a bitmap holds a 0");
-    }
-    require_size(op.codes, (coded * op.code_bits + 7) / 8, "codes");
-    const auto code_bits = static_cast<unsigned>(op.code_bits),
-               values = static_cast<unsigned>(op.codebook.size());
-    // A full codebook has a value for every code. Bits behind the last code are 0, which is a code,
-    // too.
-    if (values < 1U << code_bits && !codes_below(op.codes.view(), code_bits, values)) {
-      std::size_t at = 0;
-      unsigned code = 0;
-      for (;; ++at) {
-        code =
-            op.codes.data()[at * code_bits / 8] >> (at * code_bits % 8) & ((1U << code_bits) - 1);
-        if (code >= values) break;
-      }
-      fail("code " + std::to_string(code) + " at " + std::to_string(at) + ", the codebook has " +
-           std::to_string(values) + " values");
-    }
-    const std::int64_t used = coded * op.code_bits % 8;
-    require(used == 0 || op.codes.data()[op.codes.size() - 1] >> used == 0,
-            "codes have bits behind their end");
+    const std::int64_t coded = check_bitmap(op.bitmap, op.codebook, outputs, features, "codebook");
+    check_codes(op.codes, coded, op.code_bits, op.codebook.size());
     check_levels(op, features);
   }
 
@@ -585,7 +597,9 @@ class Validator {
     check_no_nan(op.bias, "bias");
   }
 
-  void check(Conv& op) {
+  // Returns the number of weights of one output.
+  template <class ConvOp>
+  std::int64_t check_conv(const ConvOp& op) {
     const Tensor& in = read(op.input, DType::kF32);
     require_rank(in, 3);
     const Tensor& out = tensor(op.output);
@@ -602,10 +616,50 @@ class Validator {
     require(per_output <= kMaxElements / channels &&
                 per_output * channels <= kMaxElements / out_channels,
             "more than 2^31 weights");
-    require_size(op.weights, out_channels * per_output * (channels / op.groups), "weights");
     require_size(op.bias, out_channels, "bias");
-    check_no_nan(op.weights, "weights");
     check_no_nan(op.bias, "bias");
+    return per_output * (channels / op.groups);
+  }
+
+  void check(Conv& op) {
+    const std::int64_t row = check_conv(op);
+    require_size(op.weights, tensor(op.output).dims[2] * row, "weights");
+    check_no_nan(op.weights, "weights");
+  }
+
+  void check(CodedConv& op) {
+    const std::int64_t row = check_conv(op);
+    check_weights(op.weights, tensor(op.output).dims[2], row);
+  }
+
+  void check(CodedLinear& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    const Tensor& out = write(op.output);
+    check_linear(in, out);
+    require(in.dims.back() <= kMaxElements / out.dims.back(), "more than 2^31 weights");
+    check_weights(op.weights, out.dims.back(), in.dims.back());
+    require_size(op.bias, out.dims.back(), "bias");
+    check_no_nan(op.bias, "bias");
+  }
+
+  void check_weights(const CodedWeights& w, std::int64_t outputs, std::int64_t row) const {
+    require(w.code_bits >= 0 && w.code_bits <= 8,
+            "code_bits " + std::to_string(w.code_bits) + ", expected 0 .. 8");
+    check_no_nan(w.values, "values");
+    const std::int64_t coded = check_bitmap(w.bitmap, w.values, outputs, row, "value");
+    if (w.code_bits == 0) {
+      require(w.bitmap.size() != 0, "weights without codes and without a bitmap");
+      require(!w.per_output, "a codebook for each output without codes");
+      require_size(w.values, coded, "values");
+      require_size(w.codes, 0, "codes");
+      return;
+    }
+    const std::size_t books = w.per_output ? static_cast<std::size_t>(outputs) : 1;
+    const std::size_t values = w.values.size() / books;
+    require(w.values.size() % books == 0 && values >= 1 && values <= std::size_t{1} << w.code_bits,
+            std::to_string(w.values.size()) + " values for " + std::to_string(books) +
+                " codebooks with codes of " + std::to_string(w.code_bits) + " bits");
+    check_codes(w.codes, coded, w.code_bits, values);
   }
 
   void check(Pool& op) {

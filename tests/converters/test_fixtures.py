@@ -75,7 +75,7 @@ def test_a_sign_that_the_exporter_dropped_is_hinted_at(tmp_path: Path) -> None:
     """The file is not what was trained, and nothing but the hint can tell: it converts and equals itself."""
     source, target = DATA / "broken" / "dropped_sign.onnx", tmp_path / "model.tacbin"
     report = tac_engine.convert(source, target)
-    assert layers_of(report) == ["float conv: 32 x 32", "float conv: 32 x 32"]
+    assert layers_of(report) == ["float conv: 32 x 32", "float conv: 1 x 32"]
     layer = report.layers[-1]
     assert "the weights are +-1: if the activations should be too, the exporter dropped their sign" in layer.reason
     x, expected = recorded(source)

@@ -46,7 +46,7 @@ def test_binary_connect_has_binary_weights_and_float_activations(tmp_path: Path)
     x = net.relu(net.norm(net.linear(net.flatten(x), systems.binary_connect(net.normal(64, 24 * 16)))))
     output = net.linear(x, systems.binary_connect(net.normal(10, 64)))
     ran = run(net, output, tmp_path, bound=FLOAT)
-    assert ran.layers == [("float conv", "32 x 32")] * 2 + [("codebook linear", "1 x 32")] * 2
+    assert ran.layers == [("float conv", "1 x 32")] * 2 + [("codebook linear", "1 x 32")] * 2
 
 
 def test_bwnh_has_scaled_binary_weights_and_float_activations(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_bwnh_has_scaled_binary_weights_and_float_activations(tmp_path: Path) ->
     x = net.relu(stem(net, 16))
     x = net.relu(net.norm(net.convolve(x, systems.scaled_binary(net.normal(24, 16, 3, 3)), pad=1)))
     ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
-    assert ran.layers[1] == ("float conv", "32 x 32")
+    assert ran.layers[1] == ("float conv", "1 x 32")
 
 
 def test_binary_net_is_binary_in_every_layer(tmp_path: Path) -> None:
@@ -211,8 +211,8 @@ def test_twn_with_float_and_with_binary_activations(tmp_path: Path) -> None:
     x = net.linear(net.flatten(net.relu(x)), systems.ternary_weight(net.normal(10, 32 * 64)))
     ran = run(net, x, tmp_path, bound=FLOAT, fc_precision="f32")
     assert ran.layers == [
-        ("float conv", "32 x 32"),
-        ("float conv", "32 x 32"),
+        ("float conv", "ternary x 32"),
+        ("float conv", "ternary x 32"),
         ("ternary conv", "ternary x 1"),
         ("codebook linear", "1 x 32"),
     ]
@@ -224,7 +224,7 @@ def test_ttq_with_float_activations(tmp_path: Path) -> None:
     x = net.relu(net.norm(net.convolve(x, systems.trained_ternary(net.normal(24, 16, 3, 3), 0.83, 1.21), pad=1)))
     x = net.linear(net.flatten(x), systems.trained_ternary(net.normal(10, 24 * 64), 0.37, 0.91, 0.3))
     ran = run(net, x, tmp_path, bound=FLOAT, fc_precision="f32")
-    assert ran.layers[1:] == [("float conv", "32 x 32"), ("codebook linear", "1 x 32")]
+    assert ran.layers[1:] == [("float conv", "ternary x 32"), ("codebook linear", "1 x 32")]
 
 
 def test_inq_has_seventeen_powers_of_two(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_inq_has_seventeen_powers_of_two(tmp_path: Path) -> None:
     last = systems.incremental_power_of_two(net.normal(10, 24 * 64))
     assert np.unique(last).size == 17
     ran = run(net, net.linear(net.flatten(x), last), tmp_path, bound=FLOAT)
-    assert ran.layers[1:] == [("float conv", "32 x 32"), ("codebook linear", "4 x 32")]
+    assert ran.layers[1:] == [("float conv", "5 x 32"), ("codebook linear", "4 x 32")]
 
 
 def test_tsq_is_ternary_times_two_bits(tmp_path: Path) -> None:
@@ -280,7 +280,12 @@ def test_deep_compression_shares_values_among_pruned_weights(tmp_path: Path) -> 
     )
     x = net.linear(x, systems.deep_compression(net.normal(10, 80), 4, 0.25, net.rng), net.normal(10))
     ran = run(net, x, tmp_path, bound=FLOAT, fc_precision="f32")
-    assert ran.layers == [("float conv", "32 x 32")] * 2 + [("float linear", "32 x 32"), ("codebook linear", "4 x 32")]
+    assert ran.layers == [
+        ("float conv", "8 x 32"),
+        ("float conv", "8 x 32"),
+        ("float linear", "5 x 32"),
+        ("codebook linear", "4 x 32"),
+    ]
 
 
 def test_ecq_has_as_many_levels_as_its_step_asks_for(tmp_path: Path) -> None:

@@ -281,6 +281,37 @@ class Builder {
                     floats(o, -4, 4)});
   }
 
+  // n_values 0: a bitmap and the weights themselves.
+  CodedWeights coded(std::size_t outputs, std::size_t row, std::size_t n_values, bool per_output,
+                     bool sparse) {
+    CodedWeights w;
+    w.per_output = per_output;
+    w.code_bits =
+        n_values == 0
+            ? 0
+            : std::bit_width(std::max<std::uint32_t>(1, static_cast<std::uint32_t>(n_values) - 1));
+    std::size_t count = outputs * row;
+    if (sparse) {
+      w.bitmap = bit_rows(outputs, row);
+      count = 0;
+      for (const std::uint32_t word : w.bitmap.view())
+        count += static_cast<std::size_t>(std::popcount(word));
+    }
+    std::vector<float> values(n_values == 0 ? count : n_values * (per_output ? outputs : 1));
+    for (float& v : values) v = static_cast<float>(2 * between(-8, 7) + 1) / 4;
+    w.values = writer.own_array<float>(values);
+    std::vector<std::uint8_t> bytes((count * static_cast<std::size_t>(w.code_bits) + 7) / 8);
+    for (std::size_t i = 0; i < count && n_values != 0; ++i) {
+      const auto code = static_cast<std::size_t>(between(0, static_cast<int>(n_values) - 1));
+      for (std::size_t b = 0; b < static_cast<std::size_t>(w.code_bits); ++b) {
+        const std::size_t bit = i * static_cast<std::size_t>(w.code_bits) + b;
+        bytes[bit / 8] |= static_cast<std::uint8_t>((code >> b & 1) << (bit % 8));
+      }
+    }
+    w.codes = writer.own_array<std::uint8_t>(bytes);
+    return w;
+  }
+
   void output(TensorId id) { graph().outputs.push_back(id); }
 
  private:
@@ -627,6 +658,30 @@ TEST(Executor, LinearAndConv) {
     b.output(b.conv(x, {{2, 1}, {1, 1}, {2, 1}, {0, 0, 1, 0}}, 2 * out, 2));
     b.output(b.conv(x, {{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}}, 6, 6));
     expect_naive(b.graph());
+  }
+}
+
+TEST(Executor, CodedWeights) {
+  for (const std::size_t n_values : {0, 1, 2, 3, 5, 17, 33, 100, 256}) {
+    for (const bool per_output : {false, true}) {
+      for (const bool sparse : {false, true}) {
+        if (n_values == 0 && (per_output || !sparse)) continue;
+        Builder b(static_cast<std::uint32_t>(n_values));
+        const TensorId x = b.input({5, 4, 6});
+        const Window w{{3, 2}, {1, 2}, {1, 1}, {1, 1, 1, 1}};
+        const Dims out = Builder::windowed(w, {5, 4, 6}, 6);
+        for (const std::int64_t groups : {1, 2, 6}) {
+          const auto row = static_cast<std::size_t>(36 / groups);
+          b.output(
+              b.add(CodedConv{x, b.f32(out), w, groups,
+                              b.coded(6, row, n_values, per_output, sparse), b.floats(6, -4, 4)}));
+        }
+        b.output(
+            b.add(CodedLinear{x, b.f32({5, 4, 19}), b.coded(19, 6, n_values, per_output, sparse),
+                              b.floats(19, -4, 4)}));
+        expect_naive(b.graph());
+      }
+    }
   }
 }
 
@@ -1329,7 +1384,7 @@ TEST(Executor, ProfileNamesEveryStep) {
     by_name[row.name] = row;
   }
   EXPECT_EQ(by_name["binary_conv"].kernel, "bconv_b1_i32/scalar");
-  EXPECT_EQ(by_name["conv"].kernel, "conv_f32/scalar + affine + quantize");
+  EXPECT_EQ(by_name["coded_conv"].kernel, "conv_f32/scalar + affine + quantize");
   EXPECT_EQ(by_name["unary"].kernel, "unary_f32/scalar + binary");
   EXPECT_EQ(by_name["binary_conv"].macs, 2U * 16 * 33 * 9 * 5);
   EXPECT_EQ(by_name["linear"].macs, 2U * 18 * 4);

@@ -226,6 +226,43 @@ class NaiveGraph {
           op.bias);
   }
 
+  // Weights [outputs][row] bit by bit.
+  static std::vector<float> decoded(const CodedWeights& w, std::int64_t outputs, std::int64_t row) {
+    std::vector<float> weights;
+    std::int64_t n_coded = 0;
+    const std::int64_t words = (row + 31) / 32;
+    const auto books = static_cast<std::int64_t>(w.values.size()) / outputs;
+    for (std::int64_t o = 0; o < outputs; ++o) {
+      for (std::int64_t k = 0; k < row; ++k) {
+        weights.push_back(0.0F);
+        if (w.bitmap.size() != 0 && (w.bitmap.data()[o * words + k / 32] >> (k % 32) & 1) == 0)
+          continue;
+        std::int64_t code = w.code_bits == 0 ? n_coded : 0;
+        for (std::int64_t b = 0; b < w.code_bits; ++b) {
+          const std::int64_t bit = n_coded * w.code_bits + b;
+          code |= std::int64_t{w.codes.data()[bit / 8] >> (bit % 8) & 1} << b;
+        }
+        ++n_coded;
+        weights.back() = w.values.data()[(w.per_output ? o * books : 0) + code];
+      }
+    }
+    return weights;
+  }
+
+  void eval(const CodedConv& op) {
+    const std::int64_t row =
+        op.window.kernel[0] * op.window.kernel[1] * tensor(op.input).dims[2] / op.groups;
+    const std::vector<float> weights = decoded(op.weights, tensor(op.output).dims[2], row);
+    eval(Conv{
+        op.input, op.output, op.window, op.groups, {std::as_bytes(std::span(weights))}, op.bias});
+  }
+
+  void eval(const CodedLinear& op) {
+    const std::vector<float> weights =
+        decoded(op.weights, tensor(op.output).dims.back(), tensor(op.input).dims.back());
+    eval(Linear{op.input, op.output, {std::as_bytes(std::span(weights))}, op.bias});
+  }
+
   void eval(const Conv& op) {
     const Dims in_dims = tensor(op.input).dims, out_dims = tensor(op.output).dims;
     const std::int64_t cg = in_dims[2] / op.groups, og = out_dims[2] / op.groups;

@@ -56,8 +56,15 @@ inline void build_every_op(ModelWriter& w) {
                   1,
                   filled<float>(w, 5 * 27, 0.25F),
                   filled<float>(w, 5, 1.0F)});
+  const TensorId sparse = f32("sparse", {4, 4, 5});
+  CodedWeights few;  // 2 of 5 in each row
+  few.values = w.own_array<float>(std::vector<float>{1.0F, -1.0F, 2.0F});
+  few.code_bits = 2;
+  few.bitmap = filled<std::uint32_t>(w, 5, 9U);
+  few.codes = w.own_array<std::uint8_t>(std::vector<std::uint8_t>{0x24, 0x12, 0x09});
+  op("coded_conv", CodedConv{conv, sparse, {}, 1, few, filled<float>(w, 5, 0.0F)});
   const TensorId affine = f32("affine", {4, 4, 5});
-  op("affine", Affine{conv, affine, filled<float>(w, 5, 2.0F), filled<float>(w, 1, -1.0F)});
+  op("affine", Affine{sparse, affine, filled<float>(w, 5, 2.0F), filled<float>(w, 1, -1.0F)});
   const TensorId sign = bits("sign", {4, 4, 5}, kBinary);
   op("quantize", Quantize{affine, sign, filled<float>(w, 1, 0.0F), {}});
   const TensorId bconv = bits("bconv", {4, 4, 33}, kTwoBit);
@@ -112,8 +119,15 @@ inline void build_every_op(ModelWriter& w) {
   std::vector<std::int32_t> order;
   for (std::int32_t i = 0; i < 18; ++i) order.push_back((i * 5 + 1) % 18);
   op("select", Select{padded, rotated, 0, w.own_array<std::int32_t>(order)});
+  const TensorId mixed = f32("mixed", {18});
+  CodedWeights coded;
+  coded.values = filled<float>(w, 18 * 5, 0.5F);
+  coded.code_bits = 3;
+  coded.per_output = true;
+  coded.codes = filled<std::uint8_t>(w, 122, 0);  // 324 codes
+  op("coded_linear", CodedLinear{rotated, mixed, coded, filled<float>(w, 18, 1.0F)});
   const TensorId total = f32("total", {1});
-  op("reduce", Reduce{rotated, total, ReduceKind::kL1, {0}});
+  op("reduce", Reduce{mixed, total, ReduceKind::kL1, {0}});
   const TensorId scaled = f32("scaled", {18});
   op("rescale", Binary{rotated, total, scaled, BinaryKind::kMul});
   const TensorId logits = f32("logits", {4});

@@ -153,6 +153,62 @@ const std::vector<Break>& breaks() {
       {"pad", "value is NaN", [](auto& w) { find<Pad>(w).value = kNan; }},
       {"pad", "a pad is out of range",
        [](auto& w) { find<Pad>(w).end = {std::numeric_limits<std::int64_t>::max()}; }},
+      {"coded_conv", "2 groups do not divide", [](auto& w) { find<CodedConv>(w).groups = 2; }},
+      {"coded_conv", "bias has 4 values, expected 5",
+       [](auto& w) { find<CodedConv>(w).bias = test::filled<float>(w, 4, 0.0F); }},
+      {"coded_conv", "code_bits 9, expected 0 .. 8",
+       [](auto& w) { find<CodedConv>(w).weights.code_bits = 9; }},
+      {"coded_conv", "code_bits -1, expected 0 .. 8",
+       [](auto& w) { find<CodedConv>(w).weights.code_bits = -1; }},
+      {"coded_conv", "values has a NaN at 0",
+       [](auto& w) { find<CodedConv>(w).weights.values = test::filled<float>(w, 3, kNan); }},
+      {"coded_conv", "5 values for 1 codebooks with codes of 2 bits",
+       [](auto& w) { find<CodedConv>(w).weights.values = test::filled<float>(w, 5, 1.0F); }},
+      {"coded_conv", "0 values for 1 codebooks",
+       [](auto& w) { find<CodedConv>(w).weights.values = {}; }},
+      {"coded_conv", "a value behind a bitmap holds a 0",
+       [](auto& w) { find<CodedConv>(w).weights.values = test::filled<float>(w, 3, 0.0F); }},
+      {"coded_conv", "bitmap has 4 values, expected 5",
+       [](auto& w) { find<CodedConv>(w).weights.bitmap = test::filled<std::uint32_t>(w, 4, 9U); }},
+      {"coded_conv", "bitmap row 0 has bits behind its end",
+       [](auto& w) { find<CodedConv>(w).weights.bitmap = test::filled<std::uint32_t>(w, 5, 33U); }},
+      {"coded_conv", "codes has 2 values, expected 3",
+       [](auto& w) { find<CodedConv>(w).weights.codes = test::filled<std::uint8_t>(w, 2, 0); }},
+      {"coded_conv", "code 3 at 8, the codebook has 3 values",
+       [](auto& w) {
+         const std::vector<std::uint8_t> codes{0, 0, 3};
+         find<CodedConv>(w).weights.codes = w.template own_array<std::uint8_t>(codes);
+       }},
+      {"coded_conv", "codes have bits behind their end",
+       [](auto& w) {
+         const std::vector<std::uint8_t> codes{0, 0, 16};
+         find<CodedConv>(w).weights.codes = w.template own_array<std::uint8_t>(codes);
+       }},
+      {"coded_conv", "values has 3 values, expected 10",
+       [](auto& w) { find<CodedConv>(w).weights.code_bits = 0; }},
+      {"coded_conv", "codes has 3 values, expected 0",
+       [](auto& w) {
+         find<CodedConv>(w).weights.code_bits = 0;
+         find<CodedConv>(w).weights.values = test::filled<float>(w, 10, 1.0F);
+       }},
+      {"coded_conv", "weights without codes and without a bitmap",
+       [](auto& w) {
+         find<CodedConv>(w).weights.code_bits = 0;
+         find<CodedConv>(w).weights.bitmap = {};
+       }},
+      {"coded_linear", "89 values for 18 codebooks with codes of 3 bits",
+       [](auto& w) { find<CodedLinear>(w).weights.values = test::filled<float>(w, 89, 1.0F); }},
+      {"coded_linear", "162 values for 18 codebooks with codes of 3 bits",
+       [](auto& w) { find<CodedLinear>(w).weights.values = test::filled<float>(w, 162, 1.0F); }},
+      {"coded_linear", "code 7 at 0, the codebook has 5 values",
+       [](auto& w) { find<CodedLinear>(w).weights.codes = test::filled<std::uint8_t>(w, 122, 7); }},
+      {"coded_linear", "a codebook for each output without codes",
+       [](auto& w) {
+         find<CodedLinear>(w).weights.code_bits = 0;
+         find<CodedLinear>(w).weights.bitmap = test::filled<std::uint32_t>(w, 18, 1U);
+       }},
+      {"coded_linear", "bias has a NaN",
+       [](auto& w) { find<CodedLinear>(w).bias = test::filled<float>(w, 18, kNan); }},
       {"select", "axis 1 of dims [18]", [](auto& w) { find<Select>(w).axis = 1; }},
       {"select", "it selects nothing", [](auto& w) { find<Select>(w).indices = {}; }},
       {"select", "index 18 of axis 0",
@@ -208,8 +264,8 @@ const std::vector<Break>& breaks() {
       {"", "a preprocessing table of 767 values, expected 768",
        [](auto& w) { w.graph.inputs[0].preprocess.lut = test::filled<float>(w, 767, 0.0F); }},
       {"quantize", "it is read before it is written",
-       [](auto& w) { std::swap(w.graph.ops[2], w.graph.ops[3]); }},
-      {"quantize", "it is written twice", [](auto& w) { w.graph.ops.push_back(w.graph.ops[3]); }},
+       [](auto& w) { std::swap(w.graph.ops[3], w.graph.ops[4]); }},
+      {"quantize", "it is written twice", [](auto& w) { w.graph.ops.push_back(w.graph.ops[4]); }},
   };
   return all;
 }

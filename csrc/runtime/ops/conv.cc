@@ -3,6 +3,7 @@
 
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/fconv/fconv.h"
+#include "runtime/coded_weights.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -118,6 +119,16 @@ class DepthwiseStep final : public RowStep {
 };
 
 }  // namespace
+
+std::unique_ptr<Step> prepare(const CodedConv& op, const PrepareContext& ctx) {
+  const auto outputs = static_cast<std::size_t>(ctx.tensor(op.output).dims[2]);
+  const auto channels = static_cast<std::size_t>(ctx.tensor(op.input).dims[2] / op.groups);
+  const auto taps = static_cast<std::size_t>(op.window.kernel[0] * op.window.kernel[1]);
+  const AlignedBuffer<float> weights = decode(op.weights, outputs, taps * channels);
+  return prepare(
+      Conv{op.input, op.output, op.window, op.groups, {std::as_bytes(weights.view())}, op.bias},
+      ctx);
+}
 
 std::unique_ptr<Step> prepare(const Conv& op, const PrepareContext& ctx) {
   const Map in = map_of(ctx.tensor(op.input)), out = map_of(ctx.tensor(op.output));

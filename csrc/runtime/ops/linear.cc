@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/flinear/flinear.h"
+#include "runtime/coded_weights.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -65,6 +66,13 @@ class LinearStep final : public Step {
 
 std::unique_ptr<Step> prepare(const Linear& op, const PrepareContext& ctx) {
   return std::make_unique<LinearStep>(op, ctx);
+}
+
+std::unique_ptr<Step> prepare(const CodedLinear& op, const PrepareContext& ctx) {
+  const auto outputs = static_cast<std::size_t>(ctx.tensor(op.output).dims.back());
+  const auto features = static_cast<std::size_t>(ctx.tensor(op.input).dims.back());
+  const AlignedBuffer<float> weights = decode(op.weights, outputs, features);
+  return prepare(Linear{op.input, op.output, {std::as_bytes(weights.view())}, op.bias}, ctx);
 }
 
 }  // namespace tac
