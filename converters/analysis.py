@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ FLOAT_ELEMENTWISE = frozenset(
     Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
 )
 _MAX_ACCUMULATOR = 1 << 16
+# Each costs a search, and one is enough to refuse the model.
+_MAX_NO_QUANTIZERS = 16
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,19 @@ class Analysis:
     steps: dict[str, Steps | str] = field(default_factory=dict)
     want_bits: set[str] = field(default_factory=set)
     want_float: set[str] = field(default_factory=set)
+    quantized: dict[str, set[str]] = field(default_factory=dict)  # what of want_bits is made of each root
+
+    def pack(self, tensor: str) -> str:
+        """Marks a step function as wanted in packed form; returns its root."""
+        steps = self.steps[tensor]
+        assert isinstance(steps, Steps)
+        self.want_bits.add(tensor)
+        self.quantized.setdefault(steps.chain.root, set()).add(tensor)
+        return steps.chain.root
 
     def is_fused(self, root: str) -> bool:
         """Whether the integer layer writing ``root`` gives bits only, for a single consumer chain."""
-        users = [name for name in self.want_bits if self._root(name) == root]
-        return root not in self.want_float and len(users) == 1
-
-    def feeds_bits(self, root: str) -> bool:
-        return any(self._root(name) == root for name in self.want_bits)
-
-    def _root(self, tensor: str) -> str | None:
-        steps = self.steps.get(tensor)
-        return steps.chain.root if isinstance(steps, Steps) else None
+        return root not in self.want_float and len(self.quantized.get(root, ())) == 1
 
     def steps_of(self, tensor: str) -> Steps | str:
         if tensor not in self.steps:
@@ -130,12 +134,12 @@ class Analysis:
         if node is None or node.op not in ELEMENTWISE:
             made_by = f"its producer {node.op} '{node.name}' is not" if node else "a model input is not"
             return f"{made_by} a quantizer"
-        for chain in trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True)[:1]:
-            if chain.root in self.integer and chain.channel_axis == 1:
-                mac = self.integer[chain.root]
-                result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
-                if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
-                    return result
+        chain = next(trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True), None)
+        if chain is not None and chain.root in self.integer and chain.channel_axis == 1:
+            mac = self.integer[chain.root]
+            result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
+            if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
+                return result
         reason = f"its producer {node.op} '{node.name}' has no quantizer"
         for chain in self._float_chains(tensor):
             result = float_steps(graph, chain)
@@ -146,11 +150,11 @@ class Analysis:
             reason = f"its producer {node.op} '{node.name}' {result}" if not result.startswith("takes many") else reason
         return reason
 
-    def _float_chains(self, tensor: str) -> list[Chain]:
+    def _float_chains(self, tensor: str) -> Iterator[Chain]:
         """Longest first. The sums of an integer layer are no root: their steps are found exhaustively or not at all."""
         chains = trace(self.graph, tensor, stop=lambda name: name in self.integer, through_pool=False)
-        floats = [chain for chain in chains if self.graph.dtypes[chain.root] == np.float32]
-        return [chain for chain in floats if chain.root not in self.integer]
+        floats = (chain for chain in chains if self.graph.dtypes[chain.root] == np.float32)
+        return (chain for chain in floats if chain.root not in self.integer)
 
 
 def analyse(graph: Graph) -> Analysis:
@@ -164,8 +168,6 @@ def analyse(graph: Graph) -> Analysis:
                 analysis.integer[node.output] = found
             else:
                 analysis.reasons[node.output] = found
-    for mac in analysis.integer.values():
-        analysis.want_bits.add(mac.source.steps.chain.result)
     _mark(analysis)
     return analysis
 
@@ -184,15 +186,15 @@ def _mark(analysis: Analysis) -> None:
     graph = analysis.graph
     pending = [*graph.outputs]
     done: set[str] = set()
+    no_quantizers = 0
 
     def want_bits(tensor: str) -> None:
-        steps = analysis.steps[tensor]
-        assert isinstance(steps, Steps)
-        if steps.chain.root not in analysis.integer:
-            pending.append(steps.chain.root)
+        root = analysis.pack(tensor)
+        if root not in analysis.integer:
+            pending.append(root)
 
-    for tensor in analysis.want_bits:
-        want_bits(tensor)
+    for mac in analysis.integer.values():
+        want_bits(mac.source.steps.chain.result)
     while pending:
         tensor = pending.pop()
         if tensor in done or graph.is_constant(tensor):
@@ -201,16 +203,19 @@ def _mark(analysis: Analysis) -> None:
         node = graph.producer(tensor)
         if tensor in analysis.want_bits or node is None:
             continue  # unpacked from the bits; or a model input
-        if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE and isinstance(analysis.steps_of(tensor), Steps):
-            analysis.want_bits.add(tensor)
-            want_bits(tensor)
-            continue
+        if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE:
+            if no_quantizers >= _MAX_NO_QUANTIZERS:
+                analysis.steps.setdefault(tensor, f"none was found in the {_MAX_NO_QUANTIZERS} nodes behind it")
+            if isinstance(analysis.steps_of(tensor), Steps):
+                want_bits(tensor)
+                continue
+            no_quantizers += 1
         analysis.want_float.add(tensor)
         if tensor not in analysis.integer:
             pending.extend(name for name in node.inputs if name)
     # A layer fuses one quantizer; several share its floats.
     for root in analysis.integer:
-        if root not in analysis.want_float and not analysis.is_fused(root) and analysis.feeds_bits(root):
+        if len(analysis.quantized.get(root, ())) > 1:
             analysis.want_float.add(root)
 
 

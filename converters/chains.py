@@ -7,7 +7,7 @@ bisection over the float32 line.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,10 @@ _ROUNDINGS = 8
 # Rounding beyond this share of the largest level leaves open which level is meant.
 _DECIDABLE = 1e-3
 _NEVER = float(np.iinfo(np.int32).max)  # a threshold that no sum reaches
+# The longest quantizer seen in an export has 34 nodes (ApproxSign with its detach trick). Without limits, a network of
+# n elementwise nodes would be evaluated over all n**2 / 2 chains in it.
+MAX_CHAIN_NODES = 128
+MAX_ROOTS = 16
 
 
 @dataclass(frozen=True)
@@ -48,39 +52,43 @@ class Chain:
     free: bool
 
 
-def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> list[Chain]:
-    """The chains that end in ``result``, longest first. ``stop(tensor)``: it is a root, however it was made."""
-    producers = {name: node for node in graph.nodes for name in node.outputs if name}
-    order = {id(node): position for position, node in enumerate(graph.nodes)}
-    collected: dict[int, Node] = {}
+def trace(graph: Graph, result: str, *, stop: Callable[[str], bool], through_pool: bool) -> Iterator[Chain]:
+    """The chains that end in ``result``, longest first, from at most MAX_ROOTS roots, the nearest.
+
+    ``stop(tensor)``: it is a root, however it was made, and nothing in front of it is.
+    """
+    nodes: list[Node] = []  # from the result backwards
     pool: Node | None = None
     frontier = {result}
     # Take the latest node of the frontier apart until a single tensor remains that is a root or cannot be taken apart.
     # The frontier is one tensor wide at every possible root.
-    found: list[Chain] = []
+    roots: list[tuple[str, int, Node | None]] = []
     while True:
         if len(frontier) == 1:
             tensor = next(iter(frontier))
-            nodes = tuple(sorted(collected.values(), key=lambda item: order[id(item)]))
-            chain = _chain(graph, tensor, result, nodes, pool) if nodes else None
-            if chain is not None:
-                found.append(chain)
+            if nodes:
+                roots.append((tensor, len(nodes), pool))
             if tensor != result and stop(tensor):
                 break
-        candidates = [producers[name] for name in frontier if name in producers]
-        if not candidates:
+        candidates = [node for node in map(graph.producer, frontier) if node is not None]
+        if not candidates or len(nodes) == MAX_CHAIN_NODES:
             break
-        node = max(candidates, key=lambda item: order[id(item)])
+        node = max(candidates, key=lambda item: graph.positions[id(item)])
         if node.output not in frontier or (len(frontier) > 1 and stop(node.output)):
             break
-        if node.op == "MaxPool" and through_pool and pool is None and len(frontier) == 1 and collected:
+        if node.op == "MaxPool" and through_pool and pool is None and len(frontier) == 1 and nodes:
             pool = node
         elif not _is_elementwise(graph, node):
             break
-        collected[id(node)] = node
+        nodes.append(node)
         frontier.discard(node.output)
         frontier |= {name for name in node.inputs if name and not graph.is_constant(name)}
-    return found[::-1]
+    if roots and stop(roots[-1][0]):
+        del roots[MAX_ROOTS - 1 : -1]
+    for root, count, its_pool in reversed(roots[:MAX_ROOTS]):
+        chain = _chain(graph, root, result, tuple(reversed(nodes[:count])), its_pool)
+        if chain is not None:
+            yield chain
 
 
 def _chain(graph: Graph, root: str, result: str, nodes: tuple[Node, ...], pool: Node | None) -> Chain | None:
@@ -455,10 +463,15 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
             return _chain_rounding(graph, chain, _from_key(keys))
         return evaluate_chain(graph, chain, _from_key(keys))[0], np.zeros(1)
 
-    if rounded:  # most chains that get here are real-valued, which a few points tell
+    # Most chains are no quantizers, which a few points tell.
+    if rounded:
         few, errors = outputs_at(np.repeat(grid[::64, None], channels, axis=1))
         finite = np.all(np.isfinite(few), axis=1)
         if isinstance(_levels_of(few[finite], errors[finite]), str):
+            return "takes many values"
+    else:
+        few, _ = outputs_at(np.repeat(near_one[::16, None], channels, axis=1))
+        if distinct_values(few[np.isfinite(few)], 4 * MAX_LEVELS) is None:
             return "takes many values"
     sampled, errors = outputs_at(np.repeat(grid[:, None], channels, axis=1))
     finite = np.flatnonzero(np.all(np.isfinite(sampled), axis=1))

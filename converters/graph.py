@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,8 @@ class Graph:
 
     ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset``
     is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages.
+
+    ``producers`` and ``positions`` are made when first asked for; passes, which change nodes, do not ask.
     """
 
     nodes: list[Node]
@@ -75,16 +78,19 @@ class Graph:
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes ``tensor``; None for inputs and constants."""
-        return self._producers().get(tensor)
-
-    def consumers(self, tensor: str) -> list[Node]:
-        return [node for node in self.nodes if tensor in node.inputs]
+        return self.producers.get(tensor)
 
     def is_constant(self, tensor: str) -> bool:
         return tensor in self.constants
 
-    def _producers(self) -> dict[str, Node]:
+    @cached_property
+    def producers(self) -> dict[str, Node]:
         return {name: node for node in self.nodes for name in node.outputs if name}
+
+    @cached_property
+    def positions(self) -> dict[int, int]:
+        """Place of each node in ``nodes`` by its id()."""
+        return {id(node): place for place, node in enumerate(self.nodes)}
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

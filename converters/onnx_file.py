@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -96,7 +98,7 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
         if value.name not in initializer_names
         for decoded in _read_input(value, problems)
     ]
-    names: set[str] = set()
+    names: dict[str, int] = {}
     nodes = [_read_node(proto, names, base_dir, problems) for proto in graph.node]
     outputs = [value.name for value in graph.output]
     if not inputs:
@@ -104,7 +106,7 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
     if not outputs:
         problems.add("the model has no output")
     for kind, listed in (("input", [value.name for value in inputs]), ("output", outputs)):
-        for name in sorted({name for name in listed if listed.count(name) > 1}):
+        for name in sorted(name for name, count in Counter(listed).items() if count > 1):
             problems.add(f"{kind} '{name}' is listed more than once")
     known = {value.name for value in inputs} | initializer_names
     nodes = _sorted_nodes(nodes, known, problems)
@@ -161,16 +163,17 @@ def _read_input(value: onnx.ValueInfoProto, problems: Problems) -> Iterator[RawI
     yield RawInput(value.name, dtype, shape)
 
 
-def _read_node(proto: onnx.NodeProto, names: set[str], base_dir: Path | None, problems: Problems) -> Node:
+def _read_node(proto: onnx.NodeProto, names: dict[str, int], base_dir: Path | None, problems: Problems) -> Node:
+    """``names`` has the names given so far, each with the number of the last copy."""
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     if domain in QONNX_DOMAINS or (domain.startswith("qonnx.") and domain != CHANNELS_LAST_DOMAIN):
         domain = "qonnx"
     wanted = proto.name or f"{proto.op_type}_{next((name for name in proto.output if name), len(names))}"
-    name, count = wanted, 1
+    name = wanted
     while name in names:
-        count += 1
-        name = f"{wanted}_{count}"
-    names.add(name)
+        names[wanted] += 1
+        name = f"{wanted}_{names[wanted]}"
+    names[name] = 1
     node = Node(proto.op_type, name, list(proto.input), list(proto.output), {}, domain)
     for attribute in proto.attribute:
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
@@ -309,20 +312,25 @@ def _sorted_nodes(nodes: list[Node], known: set[str], problems: Problems) -> lis
         for name in node.inputs:
             if name and name not in known and name not in writer:
                 problems.add_node(node, f"input '{name}' is not written by any node, input or initializer")
-    ready = set(known) | {""}
-    ready |= {name for node in nodes for name in node.inputs if name not in writer}
+    # Of the nodes that are ready, the first in the file comes next: a sorted file keeps its order.
+    missing: list[int] = []
+    readers: dict[str, list[int]] = {}
+    for place, node in enumerate(nodes):
+        needed = {name for name in node.inputs if name in writer and name not in known}
+        missing.append(len(needed))
+        for name in needed:
+            readers.setdefault(name, []).append(place)
+    ready = [place for place, count in enumerate(missing) if count == 0]
     ordered: list[Node] = []
-    waiting = list(nodes)
-    while waiting:
-        blocked: list[Node] = []
-        for node in waiting:
-            if ready.issuperset(node.inputs):
-                ordered.append(node)
-                ready.update(node.outputs)
-            else:
-                blocked.append(node)
-        if len(blocked) == len(waiting):
-            problems.add("the graph has a cycle through " + ", ".join(f"node '{node.name}'" for node in blocked[:8]))
-            return ordered
-        waiting = blocked
+    while ready:
+        node = nodes[heapq.heappop(ready)]
+        ordered.append(node)
+        for name in node.outputs:
+            for reader in readers.pop(name, []):
+                missing[reader] -= 1
+                if missing[reader] == 0:
+                    heapq.heappush(ready, reader)
+    if len(ordered) < len(nodes):
+        blocked = [node for node, count in zip(nodes, missing, strict=True) if count]
+        problems.add("the graph has a cycle through " + ", ".join(f"node '{node.name}'" for node in blocked[:8]))
     return ordered

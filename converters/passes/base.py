@@ -56,21 +56,16 @@ class RuleError(Exception):
     """A rule cannot accept its node; the text is the reason that the user sees."""
 
 
-def fresh_name(graph: Graph, wanted: str) -> str:
-    """``wanted``, or ``wanted_2``, ...: a tensor name that nothing in the graph uses."""
-    used = set(graph.constants) | {graph_input.name for graph_input in graph.inputs}
-    for node in graph.nodes:
-        used.update(node.inputs)
-        used.update(node.outputs)
+def tensor_names(graph: Graph) -> set[str]:
+    names = set(graph.constants) | {graph_input.name for graph_input in graph.inputs}
+    return names.union(*(node.inputs for node in graph.nodes), *(node.outputs for node in graph.nodes))
+
+
+def fresh_name(used: set[str], wanted: str) -> str:
+    """``wanted``, or ``wanted_2``, ...: a name that is not in ``used``, and is from now on."""
     name, count = wanted, 1
     while name in used:
         count += 1
         name = f"{wanted}_{count}"
+    used.add(name)
     return name
-
-
-def replace_uses(graph: Graph, old: str, new: str) -> None:
-    """Makes every node that reads ``old`` read ``new``. Graph outputs are the caller's business."""
-    for node in graph.nodes:
-        if old in node.inputs:
-            node.inputs = [new if name == old else name for name in node.inputs]

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..evaluate import evaluate_node
 from ..graph import Array, Batch, Graph, Node
-from .base import PassContext, PassResult, RuleError, fresh_name
+from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
 from .shape_rules import ARITHMETIC_OPS, COMPARISON_OPS, LOGIC_OPS, broadcast
 
 _BROADCASTING = ARITHMETIC_OPS | COMPARISON_OPS | LOGIC_OPS | {"Where", "PRelu"}
@@ -28,6 +28,7 @@ class CollapseBroadcasts:
         modified = False
         written_out: dict[str, Array] = {}  # the repeated part of each tensor that holds a constant for every sample
         collapsed: dict[str, str] = {}
+        used = tensor_names(graph)
         for node in graph.nodes:
             if node.domain or node.output not in graph.shapes:
                 continue
@@ -39,7 +40,7 @@ class CollapseBroadcasts:
                 if small is None:
                     continue
                 if name not in collapsed:
-                    collapsed[name] = fresh_name(graph, f"{name}__collapsed")
+                    collapsed[name] = fresh_name(used, f"{name}__collapsed")
                     new = collapsed[name]
                     graph.constants[new] = small
                     graph.shapes[new], graph.dtypes[new] = small.shape, small.dtype

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 
 from ..graph import Graph, Node
-from .base import PassContext, PassResult, fresh_name
+from .base import PassContext, PassResult, fresh_name, tensor_names
 from .remove_dead_nodes import RemoveDeadNodes
 
 # They hand on the value of a tensor that holds one value everywhere, whatever its shape becomes.
@@ -25,26 +25,27 @@ class MaskedScatters:
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         producers = {name: node for node in graph.nodes for name in node.outputs}
-        modified = False
-        for node in list(graph.nodes):
-            if node.op != "ScatterND" or node.domain or "masked" in node.attrs:
-                continue
-            if node.attrs.get("reduction", "none") != "none":
-                continue
-            mask, value = _mask_of(producers, node.inputs[1]), _single_value(graph, producers, node.inputs[2])
-            if mask is not None and value is not None:
-                self.rewrite(graph, node, mask, value)
-                modified = True
+        used = tensor_names(graph)
+        nodes: list[Node] = []
+        for node in graph.nodes:
+            scatters = node.op == "ScatterND" and not node.domain and "masked" not in node.attrs
+            if scatters and node.attrs.get("reduction", "none") == "none":
+                mask, value = _mask_of(producers, node.inputs[1]), _single_value(graph, producers, node.inputs[2])
+                if mask is not None and value is not None:
+                    nodes.append(self.rewrite(graph, node, mask, value, used))
+            nodes.append(node)
+        modified = len(nodes) > len(graph.nodes)
+        graph.nodes = nodes
         if modified:
             RemoveDeadNodes().run(graph, context)  # the positions, which have no shape
         return PassResult(modified)
 
-    def rewrite(self, graph: Graph, node: Node, mask: str, value: str) -> None:
-        scalar, condition = fresh_name(graph, f"{node.output}__value"), fresh_name(graph, f"{node.output}__mask")
+    def rewrite(self, graph: Graph, node: Node, mask: str, value: str, used: set[str]) -> Node:
+        """Returns the node that comes before it."""
+        scalar, condition = fresh_name(used, f"{node.output}__value"), fresh_name(used, f"{node.output}__mask")
         graph.constants[scalar] = graph.constants[value].reshape(-1)[:1].reshape(())
-        cast = Node("Cast", f"{node.name}/mask", [mask], [condition], {"to": int(onnx.TensorProto.BOOL)})
-        graph.nodes.insert(graph.nodes.index(node), cast)
         node.inputs, node.attrs = [condition, scalar, node.inputs[0]], {"masked": 1}
+        return Node("Cast", f"{node.name}/mask", [mask], [condition], {"to": int(onnx.TensorProto.BOOL)})
 
 
 def _mask_of(producers: dict[str, Node], positions: str) -> str | None:

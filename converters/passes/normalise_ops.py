@@ -15,7 +15,7 @@ from onnx import defs
 
 from ..graph import Array, Node
 from ..onnx_file import CHANNELS_LAST_DOMAIN
-from .base import Problems, RuleError
+from .base import Problems, RuleError, fresh_name
 from .normalise_qonnx import in_channels_first, normalise_qonnx
 
 NORMAL_OPSET = 20
@@ -82,12 +82,7 @@ class Normaliser:
         return name
 
     def fresh(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self.used:
-            count += 1
-            name = f"{wanted}_{count}"
-        self.used.add(name)
-        return name
+        return fresh_name(self.used, wanted)
 
     def _apply_schema(self, node: Node) -> None:
         """Checks the node against its operator's definition and writes the default attributes out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..graph import Graph, Node
-from .base import PassContext, PassResult, replace_uses
+from .base import PassContext, PassResult
 
 
 class RemoveIdentities:
@@ -16,10 +16,41 @@ class RemoveIdentities:
     name = "remove_identities"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
+        outputs = set(graph.outputs)
+        producers: dict[str, Node] = {}
+        renamed: dict[str, str] = {}
+        kept: list[Node] = []
         modified = False
-        for node in list(graph.nodes):
+
+        def current(name: str) -> str:
+            # At most two steps: to the tensor that was handed on, and to the output that it became.
+            while name in renamed:
+                name = renamed[name]
+            return name
+
+        for node in graph.nodes:
+            node.inputs = [current(name) for name in node.inputs]
             if self.check(graph, node):
-                modified |= self.rewrite(graph, node)
+                source, result = node.inputs[0], node.output
+                producer = producers.get(source)
+                if result not in outputs:
+                    renamed[result] = source
+                    modified = True
+                    continue
+                if producer is not None and source not in outputs:
+                    producer.outputs = [result if name == source else name for name in producer.outputs]
+                    producers[result] = producer
+                    renamed[source] = result
+                    modified = True
+                    continue
+                if node.op != "Reshape":
+                    node.op, node.inputs, node.attrs = "Reshape", [source], {"shape": graph.shapes[result]}
+                    modified = True
+            kept.append(node)
+            producers.update(dict.fromkeys(node.outputs, node))
+        for node in kept:  # those in front of the node that gave its input another name
+            node.inputs = [current(name) for name in node.inputs]
+        graph.nodes = kept
         return PassResult(modified)
 
     def check(self, graph: Graph, node: Node) -> bool:
@@ -40,20 +71,3 @@ class RemoveIdentities:
         if node.op == "Slice":
             return unchanged and all(step == 1 for step in node.attrs.get("steps", [0]))
         return node.op == "Concat" and len(node.inputs) == 1
-
-    def rewrite(self, graph: Graph, node: Node) -> bool:
-        source, result = node.inputs[0], node.output
-        if result not in graph.outputs:
-            graph.nodes.remove(node)
-            replace_uses(graph, result, source)
-            return True
-        producer = graph.producer(source)
-        if producer is not None and source not in graph.outputs:
-            graph.nodes.remove(node)
-            producer.outputs = [result if name == source else name for name in producer.outputs]
-            replace_uses(graph, source, result)
-            return True
-        if node.op == "Reshape":
-            return False
-        node.op, node.inputs, node.attrs = "Reshape", [source], {"shape": graph.shapes[result]}
-        return True

@@ -109,7 +109,7 @@ SIGNS: dict[str, tuple[Spelling, tuple[int, ...], list[float]]] = {
 
 
 def whole_chain(graph: Graph) -> Steps | str:
-    chain = trace(graph, graph.outputs[0], stop=lambda name: False, through_pool=False)[0]
+    chain = next(trace(graph, graph.outputs[0], stop=lambda name: False, through_pool=False))
     assert chain.root == "x"
     return float_steps(graph, chain)
 
@@ -246,7 +246,7 @@ def accumulator(
     nodes: list[Node], constants: dict[str, Array], bound: int, channels: int = 4
 ) -> tuple[Steps | str, Graph]:
     graph = elementwise_graph(nodes, constants)
-    chain = trace(graph, "y", stop=lambda name: name == "x", through_pool=True)[0]
+    chain = next(trace(graph, "y", stop=lambda name: name == "x", through_pool=True))
     integers = np.arange(-bound, bound + 1)
     values = np.repeat(integers.astype(np.float32)[:, None], channels, axis=1)
     return accumulator_steps(graph, chain, integers, values), graph
