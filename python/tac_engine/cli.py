@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERS = 1
 EXIT_ERROR = 2
+EXIT_STOPPED = 3
 
 
 class Progress:
@@ -101,7 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tac-engine",
         description="Runs low-bit neural networks on CPUs.",
-        epilog="Exit status: 0 done, 1 verify or bench found a difference, 2 error.",
+        epilog="Exit status: 0 done, 1 verify, bench or train found a difference, 2 error, 3 train was stopped by "
+        "--stop-after.",
     )
     parser.add_argument("--version", action="version", version=f"tac-engine {tac_engine.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -215,8 +217,77 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--seconds", type=number, default=1.0, help="time for each measurement (default 1)")
     bench.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
 
+    _add_train(command("train", _train, "Train a network on labelled images and make a .tacbin of it (extra [train])."))
+
     command("backends", _backends, "List the kernel sets and say which this CPU runs.")
     return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    from tac_engine.train import recipe
+
+    train.add_argument("--arch", choices=recipe.ARCHITECTURES, required=True)
+    train.add_argument(
+        "--data", type=Path, required=True, help="folder of CIFAR-10, CIFAR-100 or MNIST files, or of pictures by class"
+    )
+    train.add_argument(
+        "--out", type=Path, required=True, help="folder of the run; one that was stopped or killed goes on from there"
+    )
+    train.add_argument(
+        "--variant",
+        choices=recipe.VARIANTS,
+        default="tac",
+        help="binary convolutions and compressed FC layers, the first step of that alone, a fully binary network or a "
+        "float one (default tac)",
+    )
+    train.add_argument(
+        "--single-step", action="store_true", help="the control: compress the FC layers while the convolutions train"
+    )
+    train.add_argument("--width", type=number, default=1.0, help="factor of filters and FC units (default 1)")
+    train.add_argument("--epochs", type=positive, default=100, help="of step 1 (default 100)")
+    train.add_argument(
+        "--compress-epochs", type=positive, default=2, help="after each pruning and of the codebooks (default 2)"
+    )
+    train.add_argument(
+        "--prune-rates", type=number, nargs="*", default=recipe.PRUNE_RATES, help="shares of zeros, round by round"
+    )
+    train.add_argument(
+        "--centroids", type=positive, default=15, help="codebook values beside zero, 1 to 16 (default 15)"
+    )
+    train.add_argument("--optimizer", choices=recipe.OPTIMIZERS, default="adam", help="(default adam)")
+    train.add_argument("--lr", type=number, help="peak learning rate of step 1 (default adam 0.002, sgd 0.1)")
+    train.add_argument("--compress-lr", type=number, help="that of step 2 (default adam 0.0003, sgd 0.01)")
+    train.add_argument("--weight-decay", type=number, help="(default adam 0.05, decoupled; sgd 0.0005)")
+    train.add_argument("--warmup-epochs", type=number, default=2.0, help="of step 1 (default 2)")
+    train.add_argument("--activation-ste", default="approx_sign", help="identity, clip, approx_sign (default) or ede")
+    train.add_argument("--weight-ste", default="identity", help="identity (default), clip, approx_sign or ede")
+    train.add_argument("--normalise", default="centre", help="latent weights: none, centre (default) or standardise")
+    train.add_argument("--batch-size", type=positive, default=128, help="(default 128)")
+    train.add_argument(
+        "--precision", choices=recipe.PRECISIONS, help="of step 1 (default bfloat16 on GPUs that have it, else float32)"
+    )
+    train.add_argument("--crop", type=int, default=4, help="pixels of padding for random crops (default 4)")
+    train.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, help="mirror images at random (default: but for digits)"
+    )
+    train.add_argument("--image-size", type=positive, help="scale the pictures of a folder to this side")
+    train.add_argument("--train-images", type=positive, help="only so many training images, for a trial")
+    train.add_argument("--seed", type=int, default=1, help="(default 1)")
+    train.add_argument("--device", help="cpu, cuda, cuda:1, ... (default cuda if there is one)")
+    train.add_argument("--threads", type=positive, help="CPU threads (default PyTorch's)")
+    train.add_argument(
+        "--stop-after", type=number, metavar="SECONDS", help="stop then with status 3; the same command goes on"
+    )
+    train.add_argument("--checkpoint-seconds", type=number, default=60.0, help="between checkpoints (default 60)")
+    train.add_argument(
+        "--slim-checkpoints",
+        action="store_true",
+        help="a third of the size, for carrying; a resumed run is as good, but not bit-identical",
+    )
+    train.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="PyTorch's (default dynamo)")
+    train.add_argument(
+        "--verify-images", type=positive, default=64, help="test images to verify on, node by node (default 64)"
+    )
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> str:
@@ -504,6 +575,23 @@ def _bench(args: argparse.Namespace) -> int:
         )
     _print_result(report, args.json)
     return 0 if report.ok else EXIT_DIFFERS
+
+
+def _train(args: argparse.Namespace) -> int:
+    try:
+        from tac_engine.train.command import run
+    except ImportError as error:
+        raise InvalidInputError(f"training needs PyTorch and onnx ({error}): pip install 'tac_engine[train]'") from None
+    with progress_bar() as progress:
+        card = run(args, progress, say=lambda line: None if args.json else print(line, flush=True))
+    if card is None:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
+    if args.json:
+        print(json.dumps(card, indent=2))
+    else:
+        print(f"{args.out}: {card['tacbin_test_accuracy']:.2f} % of the test images, {card['tacbin_bytes']} bytes")
+    return 0 if card["verify"]["ok"] else EXIT_DIFFERS
 
 
 def _backends(args: argparse.Namespace) -> int:

@@ -1,0 +1,351 @@
+"""Whole runs: what they reach, that their files agree, and that a run which was killed ends as if it had not been."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import CLASSES, write_digits
+
+from tac_engine.cli import main
+from tac_engine.errors import FormatError, InvalidInputError
+from tac_engine.train.data import Data, load_data
+from tac_engine.train.recipe import Recipe
+
+torch = pytest.importorskip("torch", reason="needs the extra [train]")
+
+from tac_engine.train.batches import Normaliser, TrainingBatches
+from tac_engine.train.checkpoint import load_checkpoint, save_checkpoint
+from tac_engine.train.trainer import Trainer
+
+TINY = {"arch": "vgg9b", "width": 0.125, "epochs": 2, "compress_epochs": 1, "batch_size": 64, "crop": 1}
+NETWORK = ["--arch", "vgg9b", "--width", "0.25", "--batch-size", "16", "--lr", "0.005", "--compress-lr", "0.001"]
+OPTIONS = [*NETWORK, "--crop", "1", "--threads", "1", "--exporter", "legacy"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return load_data(write_digits(tmp_path_factory.mktemp("few"), 160, 50))
+
+
+# --- from the command line --------------------------------------------------------------------
+
+
+def trained(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["train", *OPTIONS, "--json", *arguments]) == 0
+    card: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return card
+
+
+def test_synthetic_digits_from_end_to_end(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    card = trained(capsys, "--data", str(folder), "--out", str(out), "--epochs", "4", "--compress-epochs", "1")
+    assert card["tacbin_test_accuracy"] >= 97
+    assert card["test_accuracy"] == card["tacbin_test_accuracy"] == card["stages"][-1]["test_accuracy"]
+    assert card["tacbin_agrees_with_pytorch"] == 100
+    assert card["verify"]["ok"]
+    assert card["verify"]["flips"] == 0
+    assert card["verify"]["same_class"] == card["verify"]["images"] == 64
+    kinds = Counter(layer["kind"] for layer in card["layers"])
+    assert (kinds["binary conv"], kinds["codebook linear"], kinds["float linear"]) == (5, 3, 0)
+    assert [book["zeros"] for book in card["codebooks"]] == pytest.approx([0.75] * 3, abs=0.01)
+    assert all(book["values"] <= 15 for book in card["codebooks"])
+    names = {"checkpoint.pt", "log.csv", "model.onnx", "model.tacbin", "model_card.json", "model_card.md", "report.md"}
+    assert names <= {path.name for path in out.iterdir()}
+    assert not list(out.glob("*.part"))
+    assert json.loads((out / "model_card.json").read_text()) == card
+    with (out / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows][-6:] == [
+        *(f"pruned {rate} %" for rate in (20, 40, 60, 70, 75)),
+        "codebook of 15",
+    ]
+    for name in ("model_card.md", "report.md"):
+        assert f"{card['tacbin_test_accuracy']:.2f} %" in (out / name).read_text()
+    # Once more: nothing is left to train, the files are made anew.
+    before = (out / "model.tacbin").read_bytes()
+    (out / "model.tacbin").unlink()
+    trained(capsys, "--data", str(folder), "--out", str(out), "--epochs", "4", "--compress-epochs", "1")
+    assert (out / "model.tacbin").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options", [["--variant", "binary"], ["--variant", "float"], ["--variant", "step1"], ["--single-step"]]
+)
+def test_other_variants(options: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", str(folder), "--out", str(tmp_path), "--compress-epochs", "1", *options]
+    card = trained(capsys, *given, "--epochs", "1" if "--single-step" in options else "3")
+    assert card["tacbin_test_accuracy"] > 5 * 100 / CLASSES
+    kinds = Counter(layer["kind"] for layer in card["layers"])
+    expected = {"binary": (5, 3, 0, 0), "float": (0, 0, 0, 3), "step1": (5, 0, 0, 3), "--single-step": (5, 0, 3, 0)}
+    names = ("binary conv", "binary linear", "codebook linear", "float linear")
+    assert tuple(kinds[name] for name in names) == expected[options[-1]]
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "train",
+        "--data",
+        str(folder),
+        "--out",
+        str(out),
+        "--epochs",
+        "1",
+        "--compress-epochs",
+        "1",
+        *OPTIONS,
+        *more,
+    ]
+
+
+def rows_without_time(path: Path) -> list[list[str]]:
+    with path.open() as file:
+        return [[value for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
+
+
+def test_killed_run_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(arguments(folder, whole)) == 0
+    # The first kill comes within the first epoch, the second during pruning.
+    for reached in ("", "pruned 40 %"):
+        command = [sys.executable, "-m", "tac_engine", *arguments(folder, killed, "--checkpoint-seconds", "0")]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while not ((killed / "checkpoint.pt").exists() and reached in (killed / "log.csv").read_text()):
+                assert process.poll() is None, "the run ended before it could be killed"
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGKILL)
+        finally:
+            process.kill()
+            process.wait()
+        assert not (killed / "model.onnx").exists()
+    assert main(arguments(folder, killed)) == 0
+    assert rows_without_time(killed / "log.csv") == rows_without_time(whole / "log.csv")
+    # The .tacbin names the file it came from.
+    assert (killed / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+
+
+def test_stop_after_says_so_by_its_status(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["train", *OPTIONS, "--data", str(folder), "--out", str(tmp_path), "--epochs", "1", "--stop-after", "0"]
+    assert main(given) == 3
+    assert "the same command goes on" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "checkpoint.pt")["state"]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "3"], "holds a run of another recipe (epochs: 3, not 1); give the same, or another folder"),
+        (["--device", "abacus"], "device 'abacus'"),
+        (["--activation-ste", "tanh"], "no straight-through estimator 'tanh'"),
+    ],
+)
+def test_errors_are_sentences(
+    options: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = arguments(folder, tmp_path, "--stop-after", "0")
+    assert main(first) == 3
+    assert main([*first, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_mnist_within_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TAC_MNIST: folder with MNIST's four files."""
+    if not os.environ.get("TAC_MNIST"):
+        pytest.skip("TAC_MNIST is not set")
+    options = ["--epochs", "2", "--compress-epochs", "1", "--prune-rates", "0.4", "0.75", "--train-images", "15000"]
+    card = trained(
+        capsys,
+        "--data",
+        os.environ["TAC_MNIST"],
+        "--out",
+        str(tmp_path),
+        *options,
+        "--batch-size",
+        "32",
+        "--lr",
+        "0.002",
+    )
+    assert card["data"]["name"] == "MNIST"
+    assert card["tacbin_test_accuracy"] >= 97
+    assert card["tacbin_agrees_with_pytorch"] == 100
+    assert card["verify"]["ok"]
+
+
+# --- resuming, step by step --------------------------------------------------------------------
+
+
+def weights(trainer: Trainer) -> dict[str, Any]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"optimizer": "sgd", "single_step": True, "activation_ste": "ede"}])
+def test_a_run_in_pieces_of_one_step_is_the_same(options: dict[str, Any], small: Data, tmp_path: Path) -> None:
+    recipe = Recipe(**{**TINY, "epochs": 1, **options})
+    whole = Trainer(recipe, small, tmp_path / "whole")
+    assert whole.run()
+    pieces = 0
+    while True:
+        trainer = Trainer(recipe, small, tmp_path / "pieces")
+        if trainer.run(stop_after=0):
+            break
+        pieces += 1
+    # Two steps an epoch, an epoch a stage.
+    assert pieces == 2 * sum(stage.epochs for stage in recipe.stages())
+    expected = weights(whole)
+    assert weights(trainer).keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
+    rows = rows_without_time(tmp_path / "pieces" / "log.csv")
+    assert rows == rows_without_time(tmp_path / "whole" / "log.csv")
+
+
+def test_step_2_leaves_the_convolutions_alone(small: Data, tmp_path: Path) -> None:
+    trainer = Trainer(Recipe(**TINY), small, tmp_path)
+    assert not trainer.run(stop_after=0)
+    while trainer.state.stage == 0:
+        trainer.run(stop_after=0)
+    before = {name: value.clone() for name, value in trainer.model.features.state_dict().items()}
+    assert trainer.run()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.features.state_dict().items())
+
+
+def test_another_recipe_or_other_data_are_not_resumed(small: Data, tmp_path: Path) -> None:
+    recipe = Recipe(**TINY)
+    Trainer(recipe, small, tmp_path).run(stop_after=0)
+    with pytest.raises(InvalidInputError, match=r"another recipe \(seed: 2, not 1\)"):
+        Trainer(Recipe(**{**TINY, "seed": 2}), small, tmp_path)
+    less = Data(small.name, small.train.first(159), small.test, small.classes, small.flip, small.mean, small.std)
+    with pytest.raises(InvalidInputError, match="holds a run on other data than MNIST"):
+        Trainer(recipe, less, tmp_path)
+
+
+def test_a_diverging_run_stops_with_a_sentence(small: Data, tmp_path: Path) -> None:
+    recipe = Recipe(**{**TINY, "optimizer": "sgd", "lr": 1e30, "warmup_epochs": 0.0})
+    with pytest.raises(InvalidInputError, match=r"float FC: the loss is .* lower the learning rate"):
+        Trainer(recipe, small, tmp_path).run()
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def vgg9a_checkpoint(optimizer_name: str, path: Path, slim: bool) -> tuple[Any, Any]:
+    from tac_engine.train.networks import build_network
+
+    model = build_network(Recipe("vgg9a"), (3, 32, 32), 10)
+    if optimizer_name == "sgd":
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    generator = torch.Generator().manual_seed(50)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 1e-3
+    optimizer.step()
+    save_checkpoint(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, slim=slim)
+    return model.state_dict(), optimizer.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_slim_checkpoint_of_vgg9a_is_small_and_close(optimizer: str, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    model, state = vgg9a_checkpoint(optimizer, path, slim=True)
+    assert path.stat().st_size < 56 * 2**20
+    content = load_checkpoint(path)
+    for name, value in model.items():
+        assert content["model"][name].dtype == value.dtype
+        torch.testing.assert_close(content["model"][name], value, rtol=2**-11, atol=2**-25)
+    for index, entry in state["state"].items():
+        for name, value in entry.items():
+            if not isinstance(value, torch.Tensor) or value.numel() < 4096:
+                continue
+            found = content["optimizer"]["state"][index][name]
+            assert found.shape == value.shape
+            largest = value.abs().max()
+            if name == "exp_avg_sq":
+                assert bool((found >= value * (1 - 1e-6)).all())
+                assert bool(((found.sqrt() - value.sqrt()) <= 1.01 * largest.sqrt() / 255).all())
+            else:
+                assert bool(((found - value).abs() <= 1.01 * largest / 254).all())
+
+
+def test_a_full_checkpoint_is_exact(tmp_path: Path) -> None:
+    value = torch.randn(70, 70)
+    save_checkpoint(tmp_path / "c.pt", {"model": {"w": value}, "optimizer": None}, slim=False)
+    assert torch.equal(load_checkpoint(tmp_path / "c.pt")["model"]["w"], value)
+
+
+def test_a_run_goes_on_from_slim_checkpoints(folder: Path, tmp_path: Path) -> None:
+    data, recipe = load_data(folder), Recipe(**{**TINY, "epochs": 4, "width": 0.25, "batch_size": 16, "lr": 0.005})
+    stops = 0
+    while True:
+        trainer = Trainer(recipe, data, tmp_path, slim=True)
+        if trainer.run(stop_after=0.3):
+            break
+        stops += 1
+    assert stops > 2
+    assert trainer.accuracy() >= 90
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])
+def test_a_broken_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(FormatError, match=r"checkpoint\.pt: not a checkpoint"):
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_batches_are_crops_and_mirror_images(small: Data) -> None:
+    device = torch.device("cpu")
+    normalise = Normaliser(small, device)
+    batches = TrainingBatches(small, normalise, device, batch_size=50, crop=2, flip=True, seed=3)
+    assert len(batches) == 3
+    images, labels = next(iter(batches.epoch(5)))
+    pixels = small.train.images.astype(np.float64)[:, 0]
+    pixels = np.pad((pixels / 255 - small.mean[0]) / small.std[0], ((0, 0), (2, 2), (2, 2)))
+    seen = set()
+    for image, label in zip(images[:, 0].numpy(), labels.numpy(), strict=True):
+        found = [
+            (number, mirrored)
+            for number in np.flatnonzero(small.train.labels == label)
+            for mirrored in (False, True)
+            for down in range(5)
+            for right in range(5)
+            if np.allclose(
+                image[:, ::-1] if mirrored else image, pixels[number, down : down + 12, right : right + 12], atol=1e-5
+            )
+        ]
+        assert found
+        seen.add(found[0])
+    assert len({number for number, _ in seen}) == 50
+    assert {mirrored for _, mirrored in seen} == {False, True}
+
+
+def test_batches_depend_on_seed_and_epoch_alone(small: Data) -> None:
+    device = torch.device("cpu")
+
+    def drawn(seed: int, epoch: int, first: int = 0) -> list[Any]:
+        batches = TrainingBatches(small, Normaliser(small, device), device, batch_size=40, crop=2, flip=True, seed=seed)
+        return [images for images, _ in batches.epoch(epoch, first)]
+
+    whole = drawn(1, 0)
+    assert len(whole) == 4
+    assert all(torch.equal(one, other) for one, other in zip(drawn(1, 0, 2), whole[2:], strict=True))
+    assert not torch.equal(whole[0], drawn(1, 1)[0])
+    assert not torch.equal(whole[0], drawn(2, 0)[0])
