@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .chains import ELEMENTWISE, Chain, Steps, accumulator_steps, float_steps, trace, with_result_axis
-from .graph import Array, Graph, Node, Shape
-from .values import Encoding, WeightLattice, encode_levels, weight_lattice
+from .chains import ELEMENTWISE, Chain, Reader, Steps, accumulator_steps, float_steps, trace, with_result_axis
+from .graph import Array, Graph, Node, Shape, StepOf
+from .values import Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
 
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
@@ -17,6 +18,7 @@ FLOAT_ELEMENTWISE = frozenset(
     """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish LeakyRelu Max
     Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
 )
+_STEPS_ONLY = ELEMENTWISE - FLOAT_ELEMENTWISE
 _MAX_ACCUMULATOR = 1 << 16
 # Each costs a search, and one is enough to refuse the model.
 _MAX_NO_QUANTIZERS = 16
@@ -124,11 +126,24 @@ class Analysis:
         return root not in self.want_float and len(self.quantized.get(root, ())) == 1
 
     def steps_of(self, tensor: str) -> Steps | str:
+        """The steps of a tensor whose values lie on a lattice, or why it has none."""
         if tensor not in self.steps:
-            self.steps[tensor] = self._find_steps(tensor)
+            self.steps[tensor] = self._find_steps(tensor, small_lattice)
+        steps = self.steps[tensor]
+        if isinstance(steps, Steps) and isinstance(steps.levels, Table):
+            return f"its {len(steps.levels.levels)} values are not multiples of one scale"
+        return steps
+
+    def value_steps_of(self, tensor: str) -> Steps | str:
+        """The steps of a tensor with few values of any kind, whose codes serve to look the values up."""
+        if isinstance(self.steps_of(tensor), str) and isinstance(self.steps[tensor], str):
+            steps = self._find_steps(tensor, Table.read)
+            if isinstance(steps, Steps) and isinstance(steps.levels, Table):
+                self.steps[tensor] = steps
+                self.graph.leveled[tensor] = StepOf(tensor, steps.levels.middles, steps.levels.levels)
         return self.steps[tensor]
 
-    def _find_steps(self, tensor: str) -> Steps | str:
+    def _find_steps(self, tensor: str, read: Reader) -> Steps | str:
         graph = self.graph
         node = graph.producer(tensor)
         if node is None or node.op not in ELEMENTWISE:
@@ -137,12 +152,12 @@ class Analysis:
         chain = next(trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True), None)
         if chain is not None and chain.root in self.integer and chain.channel_axis == 1:
             mac = self.integer[chain.root]
-            result = accumulator_steps(graph, chain, mac.integers, mac.root_values())
+            result = accumulator_steps(graph, chain, mac.integers, mac.root_values(), read)
             if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
                 return result
         reason = f"its producer {node.op} '{node.name}' has no quantizer"
         for chain in self._float_chains(tensor):
-            result = float_steps(graph, chain)
+            result = float_steps(graph, chain, read)
             if isinstance(result, Steps):
                 if encode_levels(result.levels.levels) is not None:
                     return result
@@ -186,7 +201,7 @@ def _mark(analysis: Analysis) -> None:
     graph = analysis.graph
     pending = [*graph.outputs]
     done: set[str] = set()
-    no_quantizers = 0
+    no_quantizers = in_vain = 0
 
     def want_bits(tensor: str) -> None:
         root = analysis.pack(tensor)
@@ -203,13 +218,15 @@ def _mark(analysis: Analysis) -> None:
         node = graph.producer(tensor)
         if tensor in analysis.want_bits or node is None:
             continue  # unpacked from the bits; or a model input
-        if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE:
-            if no_quantizers >= _MAX_NO_QUANTIZERS:
-                analysis.steps.setdefault(tensor, f"none was found in the {_MAX_NO_QUANTIZERS} nodes behind it")
-            if isinstance(analysis.steps_of(tensor), Steps):
+        steps_only = node.op in _STEPS_ONLY
+        if steps_only and no_quantizers >= _MAX_NO_QUANTIZERS:
+            analysis.steps.setdefault(tensor, f"none was found in the {_MAX_NO_QUANTIZERS} nodes behind it")
+        elif steps_only or (in_vain < _MAX_NO_QUANTIZERS and _has_comparison(analysis, tensor)):
+            if isinstance(analysis.value_steps_of(tensor), Steps):
                 want_bits(tensor)
                 continue
-            no_quantizers += 1
+            no_quantizers += steps_only
+            in_vain += not steps_only
         analysis.want_float.add(tensor)
         if tensor not in analysis.integer:
             pending.extend(name for name in node.inputs if name)
@@ -217,6 +234,12 @@ def _mark(analysis: Analysis) -> None:
     for root in analysis.integer:
         if len(analysis.quantized.get(root, ())) > 1:
             analysis.want_float.add(root)
+
+
+def _has_comparison(analysis: Analysis, tensor: str) -> bool:
+    """Whether ``tensor`` is made by elementwise ops some of which do not run on floats."""
+    chains = trace(analysis.graph, tensor, stop=lambda name: name in analysis.integer, through_pool=False)
+    return any(node.op in _STEPS_ONLY for chain in itertools.islice(chains, 1) for node in chain.nodes)
 
 
 def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
@@ -230,7 +253,7 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     weights = weight_lattice(constant.weight)
     if isinstance(weights, str):
         return weights
-    source = _bit_source(analysis, constant.activation)
+    source = bit_source(analysis, constant.activation)
     if isinstance(source, str):
         hint = ""
         if weights.values == (-1, 1) and not _is_model_input(graph, constant.activation):
@@ -255,7 +278,7 @@ def _is_model_input(graph: Graph, tensor: str) -> bool:
     return node is None and not graph.is_constant(tensor)
 
 
-def _bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
+def bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
     graph = analysis.graph
     moves: list[Node] = []
     while True:

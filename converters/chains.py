@@ -15,7 +15,7 @@ import numpy as np
 from .evaluate import evaluate_node
 from .graph import Array, Graph, Node
 from .qonnx_ops import threshold_axis
-from .values import MAX_LEVELS, Levels, distinct_values, fit_levels
+from .values import MAX_LEVELS, Levels, distinct_values, lattice_of, small_lattice
 
 ELEMENTWISE = frozenset(
     """Abs Add And BatchNormalization BipolarQuant Cast Ceil Clip DequantizeLinear Div Elu Equal Erf Exp Floor Greater
@@ -23,6 +23,7 @@ ELEMENTWISE = frozenset(
     Quant QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Trunc
     Where Xor""".split()
 )
+Reader = Callable[[Array], Levels | str]
 _CHUNK = 1 << 22  # values evaluated at a time
 # (sign(x) - x) + x misses +-1 by the rounding of a number as large as x: that many half units in its last place.
 _ROUNDINGS = 8
@@ -276,8 +277,13 @@ class Steps:
         return bool(np.all(high[reached] - low[reached] <= max(1e-5 * scale, 1e-30)))
 
 
-def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: Array) -> Steps | str:
-    """Exhaustive evaluation: ``root_values`` [M, C] float32 are the root at each of ``integers`` [M], ascending."""
+def accumulator_steps(
+    graph: Graph, chain: Chain, integers: Array, root_values: Array, read: Reader = small_lattice
+) -> Steps | str:
+    """Exhaustive evaluation: ``root_values`` [M, C] float32 are the root at each of ``integers`` [M], ascending.
+
+    ``read`` makes levels of the values that come out.
+    """
     count, channels = root_values.shape
     rows = max(1, _CHUNK // max(1, count))
     stages = () if chain.pool is None else (chain.pool.output,)
@@ -289,9 +295,9 @@ def accumulator_steps(graph: Graph, chain: Chain, integers: Array, root_values: 
         results.append(values[0])
         pooled.extend(values[1:])
     outputs = np.concatenate(results, axis=1)
-    levels = _levels_of(outputs)
+    levels = read(outputs)
     if isinstance(levels, str):
-        rounded = _rounded_accumulator_levels(graph, chain, root_values, rows)
+        rounded = _rounded_accumulator_levels(graph, chain, root_values, rows) if read is small_lattice else None
         if rounded is None:
             return levels
         levels, outputs = rounded
@@ -335,13 +341,13 @@ def _rounded_accumulator_levels(
     outputs, errors = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
     if not np.all(np.isfinite(outputs)):
         return None
-    levels = _levels_of(outputs, errors)
+    levels = lattice_of(_values_beside_rounding(outputs, errors))
     if isinstance(levels, str):
         return None
     inner = _inside_rounding(levels, outputs, errors)
     if inner is None or inner.size < len(outputs):
         return None
-    return levels, (levels.scale * _round(levels, outputs)).astype(np.float32)
+    return levels, (levels.scale * levels.nearest(outputs)).astype(np.float32)
 
 
 def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels: int) -> tuple[Graph, Chain]:
@@ -373,20 +379,8 @@ def _select_channels(graph: Graph, chain: Chain, begin: int, end: int, channels:
     return part, chain
 
 
-def _levels_of(outputs: Array, rounding: Array | None = None) -> Levels | str:
-    """The lattice of ``outputs``; with ``rounding``, the error each may have, of those that it leaves decidable."""
-    if rounding is None:
-        distinct = distinct_values(outputs, 4 * MAX_LEVELS)
-    else:
-        distinct = _values_beside_rounding(outputs, rounding)
-    if distinct is None:
-        return "takes many values"
-    levels = fit_levels(distinct)
-    if levels is None:
-        return f"its {distinct.size} values are not multiples of one scale"
-    if max(levels.levels) - min(levels.levels) >= 4 * MAX_LEVELS:
-        return f"its {distinct.size} values span too many levels"
-    return Levels(abs(levels.scale), levels.levels if levels.scale > 0 else tuple(sorted(-v for v in levels.levels)))
+def _always(levels: Levels) -> Reader:
+    return lambda sampled: levels
 
 
 def _values_beside_rounding(outputs: Array, rounding: Array) -> Array | None:
@@ -433,22 +427,22 @@ _TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
 _WIDE_KEY = int(_to_key(np.asarray([2.0**40]))[0])
 
 
-def float_steps(graph: Graph, chain: Chain) -> Steps | str:
-    """Finds the steps of a chain on floats by bisection.
+def float_steps(graph: Graph, chain: Chain, read: Reader = small_lattice) -> Steps | str:
+    """Finds the steps of a chain on floats by bisection; ``read`` makes levels of values that were sampled.
 
     The chain is evaluated on a grid over all of float32, each change is narrowed down to one float, and the result is
     checked at the neighbours of the thresholds and at random points. Where it overflows (a polynomial beyond 2^40, say,
     inf times a mask of 0) the model has no answer, and the level next to it goes on. A chain that is off its levels by
     no more than rounding explains, as (sign(x) - x) + x is, is read as the steps that it stands for.
     """
-    strict = _float_steps(graph, chain, rounded=False)
-    if isinstance(strict, Steps):
+    strict = _float_steps(graph, chain, False, read)
+    if isinstance(strict, Steps) or read is not small_lattice:
         return strict
-    rounded = _float_steps(graph, chain, rounded=True)
+    rounded = _float_steps(graph, chain, True, read)
     return rounded if isinstance(rounded, Steps) else strict
 
 
-def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
+def _float_steps(graph: Graph, chain: Chain, rounded: bool, read: Reader) -> Steps | str:
     shape = graph.shapes[chain.root]
     dim = shape[chain.channel_axis]
     if not isinstance(dim, int):
@@ -467,7 +461,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
     if rounded:
         few, errors = outputs_at(np.repeat(grid[::64, None], channels, axis=1))
         finite = np.all(np.isfinite(few), axis=1)
-        if isinstance(_levels_of(few[finite], errors[finite]), str):
+        if isinstance(lattice_of(_values_beside_rounding(few[finite], errors[finite])), str):
             return "takes many values"
     else:
         few, _ = outputs_at(np.repeat(near_one[::16, None], channels, axis=1))
@@ -480,7 +474,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
     grid, sampled = grid[finite], sampled[finite]
     if grid[0] > -_WIDE_KEY or grid[-1] < _WIDE_KEY:
         return "takes many values"
-    levels = _levels_of(sampled, errors[finite] if rounded else None)
+    levels = lattice_of(_values_beside_rounding(sampled, errors[finite])) if rounded else read(sampled)
     if isinstance(levels, str):
         return levels
     if rounded:
@@ -488,7 +482,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
         if inner is None:
             return "takes values off its lattice"
         grid, sampled = grid[inner], sampled[inner]
-    at_grid = _round(levels, sampled)
+    at_grid = levels.nearest(sampled)
     moves = np.diff(at_grid, axis=0)
     rising, falling = np.all(moves >= 0, axis=0), np.all(moves <= 0, axis=0)
     if not np.all(rising | falling):
@@ -513,14 +507,17 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
         while np.any(high - low > 1):
             middle = (low + high) // 2
             values, errors = outputs_at(middle)
-            if not _on_lattice(levels, values, errors):
-                return "takes values off its lattice between the sampled points"
-            changed = _round(levels, values) != start
+            if not levels.holds(values, errors):
+                wider = levels.widened(values)
+                if wider is None:
+                    return "takes values off its lattice between the sampled points"
+                return _float_steps(graph, chain, rounded, _always(wider))
+            changed = levels.nearest(values) != start
             high = np.where(changed, middle, high)
             low = np.where(changed, low, middle)
         reached_values, _ = outputs_at(high)
         seen_values.append(reached_values.ravel())
-        reached = _round(levels, reached_values)
+        reached = levels.nearest(reached_values)
         for c, row in enumerate(intervals):
             rest: list[tuple[tuple[int, int], int, int]] = []
             for i, (_, end) in enumerate(row):
@@ -533,7 +530,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool) -> Steps | str:
             end_level[c] = [item[2] for item in rest]
 
     seen = {level for row in changes for _, level in row} | set(levels.levels)
-    levels = Levels(levels.scale, tuple(sorted(seen)))
+    levels = replace(levels, levels=tuple(sorted(seen)))
     steps = len(levels.levels) - 1
     if steps + 1 > MAX_LEVELS:
         return f"takes {steps + 1} values"
@@ -561,10 +558,10 @@ def _inside_rounding(levels: Levels, sampled: Array, errors: Array) -> Array | N
     """
     top = levels.scale * max(1, *(abs(level) for level in levels.levels))
     inner = np.flatnonzero(np.all(errors <= _DECIDABLE * top, axis=1))
-    if inner.size == 0 or np.any(np.diff(inner) > 1) or not _on_lattice(levels, sampled[inner], errors[inner]):
+    if inner.size == 0 or np.any(np.diff(inner) > 1) or not levels.holds(sampled[inner], errors[inner]):
         return None
     for rows, edge in ((slice(0, inner[0]), inner[0]), (slice(inner[-1] + 1, None), inner[-1])):
-        ideal = levels.scale * _round(levels, sampled[edge])
+        ideal = levels.scale * levels.nearest(sampled[edge])
         if not np.all(np.abs(sampled[rows] - ideal) <= errors[rows] + 1e-6 * top):
             return None
     return inner
@@ -577,20 +574,8 @@ def _level_values(levels: Levels) -> Array:
 def _values_of(levels: Levels, outputs: Array) -> Array:
     """One of ``outputs`` for each level."""
     flat = outputs.ravel()
-    at = _round(levels, flat)
+    at = levels.nearest(flat)
     return np.asarray([flat[np.argmax(at == level)] for level in levels.levels], np.float32)
-
-
-def _round(levels: Levels, values: Array) -> Array:
-    return np.rint(np.asarray(values, np.float64) / levels.scale).astype(np.int64)
-
-
-def _on_lattice(levels: Levels, values: Array, errors: Array) -> bool:
-    """Whether each value is a level, up to its rounding error."""
-    scaled = np.asarray(values, np.float64) / levels.scale
-    top = max(1, *(abs(level) for level in levels.levels))
-    near = np.abs(scaled - np.rint(scaled)) <= 1e-6 * top + errors / levels.scale
-    return bool(np.all(np.isfinite(scaled)) and np.all(near))
 
 
 def _confirmed(
@@ -602,12 +587,12 @@ def _confirmed(
     probes = [keys, keys - 1, keys + 1, _to_key(random.normal(0, 4, (256, channels)).astype(np.float32))]
     at = np.clip(np.concatenate(probes), low, high)
     values, errors = outputs_at(at)
-    if not _on_lattice(steps.levels, values, errors):
+    if not steps.levels.holds(values, errors):
         return False
     count = (_from_key(at)[:, :, None] >= steps.thresholds[None]).sum(axis=2)
     total = steps.thresholds.shape[1]
     expected = np.where(steps.descending[None], total - count, count)
-    return bool(np.array_equal(np.asarray(steps.levels.levels)[expected], _round(steps.levels, values)))
+    return bool(np.array_equal(np.asarray(steps.levels.levels)[expected], steps.levels.nearest(values)))
 
 
 def _has_channel_constants(graph: Graph, nodes: tuple[Node, ...], rank: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from .graph import Array, Graph
 from .lowering import lower
 from .onnx_import import import_model
 from .report import ConversionReport
+from .rewrites import split_layers
 
 PathLike = str | os.PathLike[str]
 
@@ -75,13 +77,22 @@ def convert(
     luts, channels_first = _preprocessing(graph, mean, std, scale, input_layout)
     report_progress("analysing", 0.2)
     analysis = analyse(graph)
+    split = split_layers(analysis)
+    if split.notes:
+        analysis = analyse(graph)
+        notes |= split.notes
+    analysis.reasons |= split.declined
     report_progress("lowering", 0.7)
     emitter = lower(analysis, luts, channels_first, fc_precision)
     report_progress("writing", 0.9)
     emitter.writer.save(os.fspath(target))
     report = ConversionReport(os.fspath(source), os.fspath(target), emitter.rows)
     report.layers = [
-        type(row)(**{**row.__dict__, "reason": "; ".join(filter(None, (notes.get(row.name, ""), row.reason)))})
+        replace(
+            row,
+            bytes_before=split.bytes_before.get(row.name, row.bytes_before),
+            reason="; ".join(filter(None, (notes.get(row.name, ""), row.reason))),
+        )
         for row in report.layers
     ]
     if explain:

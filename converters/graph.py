@@ -57,14 +57,25 @@ class GraphInput:
     shape: Shape  # the batch axis is Batch()
 
 
+@dataclass(frozen=True)
+class StepOf:
+    """Levels that stand for the values of a tensor of the model: value v has ``levels[number of middles <= v]``."""
+
+    tensor: str
+    middles: tuple[float, ...]  # ascending
+    levels: tuple[int, ...]  # one more
+
+
 @dataclass
 class Graph:
     """Nodes in topological order, each tensor with a name of its own.
 
     ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset``
-    is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages.
+    is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages. ``leveled``:
+    tensors whose levels are no multiples of the values that the model has there, for ``verify``.
 
-    ``producers`` and ``positions`` are made when first asked for; passes, which change nodes, do not ask.
+    ``producers`` and ``positions`` are made when first asked for; passes, which change nodes, do not ask, and rewrites
+    call :meth:`replace_nodes`.
     """
 
     nodes: list[Node]
@@ -75,6 +86,7 @@ class Graph:
     dtypes: dict[str, np.dtype[Any]]
     opset: int
     source: str = ""
+    leveled: dict[str, StepOf] = field(default_factory=dict)
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes ``tensor``; None for inputs and constants."""
@@ -91,6 +103,11 @@ class Graph:
     def positions(self) -> dict[int, int]:
         """Place of each node in ``nodes`` by its id()."""
         return {id(node): place for place, node in enumerate(self.nodes)}
+
+    def replace_nodes(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        for name in ("producers", "positions"):
+            self.__dict__.pop(name, None)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)

@@ -6,6 +6,7 @@ A tensor is a *lattice* if every value is ``scale * level`` with a few integer l
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,58 @@ class Levels:
     scale: float
     levels: tuple[int, ...]
 
+    def nearest(self, values: Array) -> Array:
+        """The level that each value is closest to, in ``levels`` or not, int64 of the same shape."""
+        return np.rint(np.asarray(values, np.float64) / self.scale).astype(np.int64)
+
+    def holds(self, values: Array, errors: Array | float = 0.0) -> bool:
+        """Whether every value, up to its error, is that of a level, in ``levels`` or not."""
+        scaled = np.asarray(values, np.float64) / self.scale
+        top = max(1, *(abs(level) for level in self.levels))
+        near = np.abs(scaled - np.rint(scaled)) <= TOLERANCE * top + errors / self.scale
+        return bool(np.all(np.isfinite(scaled)) and np.all(near))
+
+    def widened(self, values: Array) -> Levels | None:
+        """With a level for each of ``values`` that is none yet; a lattice cannot get any between its levels."""
+        return self if self.holds(values) else None
+
     def index(self, values: Array) -> Array:
         """Position in ``levels`` of each value, int64 of the same shape."""
-        rounded = np.rint(np.asarray(values, np.float64) / self.scale).astype(np.int64)
-        return np.searchsorted(np.asarray(self.levels), rounded)
+        return np.searchsorted(np.asarray(self.levels), self.nearest(values))
 
     def describe(self) -> str:
         body = ", ".join(str(level) for level in self.levels)
         return f"{{{body}}}" if self.scale == 1.0 else f"{self.scale:.6g} * {{{body}}}"
+
+
+@dataclass(frozen=True)
+class Table(Levels):
+    """A few values of any kind, ascending: level k is ``table[k]``."""
+
+    table: tuple[float, ...]
+
+    @staticmethod
+    def read(values: Array) -> Table | str:
+        distinct = distinct_values(values, MAX_LEVELS)
+        if distinct is None:
+            return "takes many values"
+        return Table(1.0, tuple(range(distinct.size)), tuple(float(value) for value in distinct))
+
+    @property
+    def middles(self) -> tuple[float, ...]:
+        return tuple((low + high) / 2 for low, high in itertools.pairwise(self.table))
+
+    def nearest(self, values: Array) -> Array:
+        return np.searchsorted(np.asarray(self.middles), np.asarray(values, np.float64))
+
+    def holds(self, values: Array, errors: Array | float = 0.0) -> bool:
+        table, flat = np.asarray(self.table), np.asarray(values, np.float64)
+        near = np.abs(flat - table[self.nearest(flat)]) <= TOLERANCE * np.max(np.abs(table)) + errors
+        return bool(np.all(np.isfinite(flat)) and np.all(near))
+
+    def widened(self, values: Array) -> Table | None:
+        wider = Table.read(np.concatenate([self.table, np.ravel(values)]))
+        return None if isinstance(wider, str) else wider
 
 
 def fit_levels(distinct: Array) -> Levels | None:
@@ -58,6 +103,23 @@ def fit_levels(distinct: Array) -> Levels | None:
             top = max(ints, key=abs)
             return Levels(float(values[np.argmax(magnitudes)] / top), tuple(ints))
     return None
+
+
+def small_lattice(values: Array) -> Levels | str:
+    """The lattice of the values of an activation, scale positive, or why there is none of few levels."""
+    return lattice_of(distinct_values(values, 4 * MAX_LEVELS))
+
+
+def lattice_of(distinct: Array | None) -> Levels | str:
+    """:func:`small_lattice` of values that are distinct; None stands for too many."""
+    if distinct is None:
+        return "takes many values"
+    levels = fit_levels(distinct)
+    if levels is None:
+        return f"its {distinct.size} values are not multiples of one scale"
+    if max(levels.levels) - min(levels.levels) >= 4 * MAX_LEVELS:
+        return f"its {distinct.size} values span too many levels"
+    return Levels(abs(levels.scale), levels.levels if levels.scale > 0 else tuple(sorted(-v for v in levels.levels)))
 
 
 def distinct_values(values: Array, limit: int) -> Array | None:

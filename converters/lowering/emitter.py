@@ -105,6 +105,9 @@ class Emitter:
                 layer["arithmetic"] = arithmetic
             if root is not None:
                 layer["root"], layer["root_axes"] = root
+            if dtype == "bits" and holds in self.graph.leveled:
+                step = self.graph.leveled[holds]
+                layer |= {"onnx_tensor": step.tensor, "middles": step.middles, "levels": step.levels}
             self.layers.append(layer)
         return tensor
 

@@ -295,9 +295,12 @@ def constant_for(constant: Array, stored: Stored, rank: int, node: Node) -> Arra
     if stored.layout == "flat" and value.size > 1:
         height, width, channels = stored.map_dims
         value = value.reshape(channels, height, width).transpose(1, 2, 0).ravel()
-    # An axis along which the constant only repeats itself is stored once.
+    # An axis along which the constant only repeats itself is stored once, unless the result has its length from there.
+    lengths = (1,) * (value.ndim - len(stored.dims)) + stored.dims
     for axis in range(value.ndim):
-        if value.shape[axis] > 1 and np.array_equal(value, np.broadcast_to(value.take([0], axis), value.shape)):
+        if 1 < value.shape[axis] == lengths[axis] and np.array_equal(
+            value, np.broadcast_to(value.take([0], axis), value.shape)
+        ):
             value = value.take([0], axis)
     return np.ascontiguousarray(value)
 

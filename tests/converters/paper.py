@@ -145,10 +145,8 @@ class Ran:
     @property
     def layers(self) -> list[tuple[str, str]]:
         """(kind, bits) of every layer with weights."""
-        return [(layer.kind, layer.bits) for layer in self.report.layers if layer.bytes_before and " x " in layer.bits]
-
-    def float_layers(self) -> list[str]:
-        return [layer.name for layer in self.report.layers if layer.kind.startswith("float")]
+        rows = [layer for layer in self.report.layers if " x " in layer.bits and not layer.bits.startswith("-")]
+        return [(layer.kind, layer.bits) for layer in rows]
 
 
 def run(net: PaperNet, output: Pair, folder: Path, *, bound: float, **options: Any) -> Ran:

@@ -763,3 +763,17 @@ def test_a_sum_on_a_threshold_is_the_same_beside_a_second_quantizer(tmp_path: Pa
         result = tac_engine.load(target).run({"x": x})
         found.append(result[first] if isinstance(result, dict) else result)
     np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("behind", ["input", "binary convolution", "pooling"])
+def test_values_on_no_lattice_are_looked_up_by_their_code(behind: str, tmp_path: Path) -> None:
+    """Comparisons do not run on floats, but a quantizer and a table do what they do."""
+    net = Net(("N", 6, 8, 8), seed=4)
+    x = "x" if behind != "binary convolution" else net.conv(net.op("Sign", "x"), net.signs(6, 6, 1, 1))
+    name = net.op("Where", net.op("Greater", x, net.constant(0.3)), net.constant(0.61), net.constant(-0.42))
+    above = net.op("Cast", net.op("Greater", x, net.constant(1.2)), to=1)
+    name = net.op("Add", name, net.op("Mul", above, net.constant(0.77)))
+    if behind == "pooling":
+        name = net.op("MaxPool", name, kernel_shape=[2, 2])
+    report = check(net.model(net.op("Add", name, net.constant(1.0))), tmp_path, image(net))
+    assert kinds(report).count("unpack to float") == 1

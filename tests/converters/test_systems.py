@@ -308,3 +308,72 @@ def test_filter_pruning_leaves_odd_channel_counts(channels: tuple[int, ...], tmp
         x = net.norm(net.convolve(net.sign(x), systems.scaled_binary(net.normal(count, x.value.shape[1], 3, 3)), pad=1))
     ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
     assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 2
+
+
+# Values on no lattice
+
+
+def test_ttq_with_two_bit_activations_is_two_bases_and_a_window_sum(tmp_path: Path) -> None:
+    net = PaperNet((3, 9, 9), seed=30)
+    levels, thresholds = np.arange(4) / 3.0, np.asarray([0.5, 1.5, 2.5]) / 3.0
+    x = few_thresholds(net, stem(net, 32), levels, thresholds)
+    for channels in (48, 64):
+        weight = systems.trained_ternary(net.normal(channels, x.value.shape[1], 3, 3), 0.83, 1.21, 0.3)
+        x = few_thresholds(net, net.norm(net.convolve(x, weight, pad=1)), levels, thresholds)
+    x = net.linear(net.flatten(x), systems.trained_ternary(net.normal(10, 64 * 81), 0.37, 0.91, 0.3))
+    ran = run(net, x, tmp_path, bound=FLOAT)
+    assert ran.layers[1:] == [("1-bit x 2-bit conv", "1 x 2")] * 6 + [("1-bit x 2-bit linear", "1 x 2")] * 3
+    note = next(layer.reason for layer in ran.report.layers if layer.name == "Conv_13/1")
+    assert note == "sum 'Conv_13' of 3 layers of bits: 2 weight bases and an offset"
+
+
+def test_lq_net_learns_bases_on_both_sides(tmp_path: Path) -> None:
+    """Activations {0, v1, v2, v1 + v2}: steps of v1, twice, and of v2 - v1; weights +-v1 +-v2 per filter."""
+    net = PaperNet((3, 9, 9), seed=31)
+    levels, thresholds = np.asarray([0.0, 0.43, 0.97, 1.40]), np.asarray([0.215, 0.7, 1.185])
+    x = few_thresholds(net, stem(net, 64), levels, thresholds)
+    for channels in (64, 48):
+        basis, codes = systems.learned_bases(net.normal(channels, x.value.shape[1], 3, 3), 2)
+        weight = np.einsum("oj,oj...->o...", basis, codes)
+        x = few_thresholds(net, net.norm(net.convolve(x, weight, pad=1)), levels, thresholds)
+    ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
+    assert ran.layers[1:-1] == ([("1-bit x 2-bit conv", "1 x 2")] * 2 + [("binary conv", "1 x 1")] * 2) * 2
+
+
+def test_abc_net_written_as_one_convolution_of_sums(tmp_path: Path) -> None:
+    """What an exporter makes of it that adds the bases up first: 4 weight values times 3 activation values."""
+    net = PaperNet((3, 8, 8), seed=32)
+    x = stem(net, 64)
+    alphas, bases = systems.abc_bases(net.normal(48, 64, 3, 3), 3)
+    first, second = net.sign(x), net.sign(net.add_constant(x, 0.8))
+    both = net.add(net.scale(first, 0.9), net.scale(second, 0.55))
+    x = net.norm(net.convolve(both, np.tensordot(alphas, bases, 1), pad=1))
+    ran = run(net, net.classifier(net.relu(x)), tmp_path, bound=FLOAT)
+    assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 6
+
+
+def test_ada_bin_has_offsets_on_both_sides_and_zero_padding(tmp_path: Path) -> None:
+    """A tap in the padding reads 0, which is neither of the activation's values."""
+    net = PaperNet((3, 9, 9), seed=33)
+    x = stem(net, 32)
+    for channels, alpha, beta, pad in ((48, 0.8127, 0.1344, 1), (64, 0.6321, -0.2113, 1), (72, 0.7251, 0.0931, 0)):
+        centred = net.op("Div", net.op("Sub", x.name, net.constant(beta)), net.constant(alpha))
+        name = net.op("Add", net.op("Mul", net.op("Sign", centred), net.constant(alpha)), net.constant(beta))
+        binary = Pair(name, alpha * systems.sign(x.value - beta) + beta)
+        weight = systems.adaptive_binary(net.normal(channels, x.value.shape[1], 3, 3))
+        x = net.norm(net.convolve(binary, weight, pad=pad))
+    ran = run(net, net.classifier(net.relu(x)), tmp_path, bound=FLOAT)
+    assert {kind for kind, _ in ran.layers[1:-1]} == {"binary conv"}
+    assert len(ran.layers[1:-1]) == 6
+    reasons = [layer.reason for layer in ran.report.layers if layer.reason.startswith("sum")]
+    border = ["constant map" in reason for reason in reasons]
+    assert border == [True, True, False]
+
+
+def test_signs_that_are_concatenated_stay_binary(tmp_path: Path) -> None:
+    net = PaperNet((3, 9, 9), seed=34)
+    x = stem(net, 32)
+    both = net.concat(net.sign(x), net.sign(net.add_constant(x, 0.3)))
+    x = net.norm(net.convolve(both, systems.sign(net.normal(48, 64, 3, 3)), pad=1))
+    ran = run(net, net.classifier(net.relu(x)), tmp_path, bound=FLOAT)
+    assert ran.layers[1] == ("binary conv", "1 x 1")

@@ -1,0 +1,7 @@
+"""Rewrites of the analysed graph that turn float layers into layers of bits; each is one idea in its own file."""
+
+from __future__ import annotations
+
+from .split_layers import SplitResult, split_layers
+
+__all__ = ["SplitResult", "split_layers"]
