@@ -99,6 +99,10 @@ def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes
     nodes = normalise_nodes(raw.nodes, raw.outputs, constants, raw.opset, problems)
     graph = Graph(nodes, constants, inputs, list(raw.outputs), {}, {}, NORMAL_OPSET, source)
     run_passes(graph, PassContext(problems, literal_batch))
+    for node in graph.nodes:
+        dtype = graph.dtypes.get(node.output)
+        if node.op in ("Conv", "Gemm", "MatMul") and dtype is not None and dtype.kind == "f" and dtype != np.float32:
+            problems.add_node(node, f"it computes in {dtype}; export the model in float32")
     for name in graph.outputs:
         if name in graph.constants:
             problems.add(f"output '{name}' does not depend on any input")

@@ -15,6 +15,7 @@ from onnx import defs
 
 from ..graph import Array, Node
 from ..onnx_file import CHANNELS_LAST_DOMAIN
+from . import normalise_onnxruntime
 from .base import Problems, RuleError, fresh_name
 from .normalise_qonnx import in_channels_first, normalise_qonnx
 
@@ -59,6 +60,15 @@ class Normaliser:
             return normalise_qonnx(self, node)
         if node.domain == CHANNELS_LAST_DOMAIN:
             return [each for step in in_channels_first(self, node) for each in self._of_onnx(step)]
+        if node.domain == normalise_onnxruntime.DOMAIN:
+            return [
+                each for step in normalise_onnxruntime.unfused(self, node, self.opset) for each in self._of_onnx(step)
+            ]
+        if node.domain == normalise_onnxruntime.LAYOUT_DOMAIN:
+            raise RuleError(
+                "ONNX Runtime has laid this model out for one machine; save it with the optimisation level "
+                "ORT_ENABLE_EXTENDED or less"
+            )
         if node.domain != "":
             raise RuleError(f"operators of the domain '{node.domain}' are not known")
         return self._of_onnx(node)

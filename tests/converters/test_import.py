@@ -227,6 +227,42 @@ def test_values_computed_at_run_time_are_no_where() -> None:
         import_model(parse(body, constants=MASK_CONSTANTS))
 
 
+@pytest.mark.parametrize(
+    ("activation", "params", "expected"),
+    [
+        ("Relu", "", ["Conv", "Add", "Relu"]),
+        ("Clip", ", activation_params=[-0.5, 0.5]", ["Conv", "Add", "Clip"]),
+        ("LeakyRelu", ", activation_params=[0.25]", ["Conv", "Add", "LeakyRelu"]),
+        ("HardSigmoid", ", activation_params=[0.2, 0.5]", ["Conv", "Add", "HardSigmoid"]),
+    ],
+)
+def test_fused_conv_of_onnx_runtime(activation: str, params: str, expected: list[str]) -> None:
+    body = f'y = com.microsoft.FusedConv <activation="{activation}"{params}, pads=[1, 1, 1, 1]> (x, w, b, x)'
+    constants = {"w": floats(3, 3, 3, 3), "b": floats(3, seed=1)}
+    model = parse(body, inputs=IMAGE, outputs="float[N, 3, 8, 8] y", constants=constants)
+    graph = assert_same_results(model, floats(2, 3, 8, 8))
+    assert ops(graph) == expected
+    x = floats(2, 3, 8, 8)
+    plain = parse("c = Conv <pads=[1, 1, 1, 1]> (x, w, b) y = Add (c, x)", inputs=IMAGE, constants=constants)
+    total = ReferenceModel(plain).run({"x": x})["y"]
+    ideal = {
+        "Relu": np.maximum(total, 0),
+        "Clip": np.clip(total, -0.5, 0.5),
+        "LeakyRelu": np.where(total < 0, np.float32(0.25) * total, total),
+        "HardSigmoid": np.clip(np.float32(0.2) * total + np.float32(0.5), 0, 1),
+    }
+    np.testing.assert_allclose(run_graph(graph, {"x": x})["y"], ideal[activation], rtol=0, atol=1e-6)
+
+
+def test_fused_gemm_of_onnx_runtime() -> None:
+    body = 'y = com.microsoft.FusedGemm <activation="LeakyRelu", activation_alpha=0.5, alpha=2.0> (x, w, b)'
+    constants = {"w": floats(4, 2), "b": floats(2, seed=1)}
+    graph = assert_same_results(parse(body, constants=constants), floats(3, 4))
+    assert ops(graph) == ["Gemm", "LeakyRelu"]
+    assert graph.nodes[0].attrs["alpha"] == 2.0
+    assert graph.nodes[1].attrs["alpha"] == 0.5
+
+
 def test_ones_of_an_unknown_batch() -> None:
     body = "s = Shape (x) o = Expand (one, s) m = Neg (o) c = GreaterOrEqual (x, z) y = Where (c, o, m)"
     model = parse(body, constants={"z": np.float32(0), "one": np.float32(1)})

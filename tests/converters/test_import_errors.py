@@ -87,8 +87,8 @@ def test_all_problems_are_listed_and_only_root_causes() -> None:
 
 
 def test_unknown_domain() -> None:
-    model = parse("y = com.microsoft.Gelu (x)", domains=', "com.microsoft": 1')
-    assert "operators of the domain 'com.microsoft' are not known" in refused(model)
+    model = parse("y = ai.onnx.ml.Scaler (x)", domains=', "ai.onnx.ml": 1')
+    assert "operators of the domain 'ai.onnx.ml' are not known" in refused(model)
 
 
 def test_unknown_qonnx_operator_and_rounding() -> None:
@@ -295,3 +295,22 @@ def test_external_data_need_a_file() -> None:
     tensor.external_data.add(key="location", value="w.bin")
     model.graph.initializer.append(tensor)
     assert "the model was not given as a file" in refused(model)
+
+
+def test_half_precision_is_named() -> None:
+    model = parse("h = Cast <to=10> (x) p = MatMul (h, w) y = Cast <to=1> (p)", constants={"w": np.ones((4, 2), "f2")})
+    assert "it computes in float16; export the model in float32" in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("y = com.microsoft.nchwc.Conv (x, w)", "laid this model out for one machine"),
+        ("y = com.microsoft.Attention (x, w)", "Attention.*save the model without its optimisations"),
+        ('y = com.microsoft.FusedGemm <activation="Swish"> (x, w)', "the activation 'Swish' is not known"),
+        ('y = com.microsoft.FusedConv <activation="Clip", activation_params=[1.0]> (x, w)', "Clip has 2 parameters"),
+    ],
+)
+def test_what_onnx_runtime_fused_and_nobody_else_reads(body: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        import_model(parse(body, constants={"w": floats(4, 2)}))
