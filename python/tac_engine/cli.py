@@ -102,8 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tac-engine",
         description="Runs low-bit neural networks on CPUs.",
-        epilog="Exit status: 0 done, 1 verify, bench or train found a difference, 2 error, 3 train was stopped by "
-        "--stop-after.",
+        epilog="Exit status: 0 done; 1 verify, bench or train found a difference, or compress lost too much; 2 error; "
+        "3 train was stopped by --stop-after.",
     )
     parser.add_argument("--version", action="version", version=f"tac-engine {tac_engine.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -216,6 +216,35 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=positive, nargs="+", default=[1], help="numbers of threads (default 1)")
     bench.add_argument("--seconds", type=number, default=1.0, help="time for each measurement (default 1)")
     bench.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
+
+    squeeze = command(
+        "compress",
+        _compress,
+        "Prune and cluster the fully connected layers of an ONNX model without training, and measure what each costs.",
+    )
+    squeeze.add_argument("model", type=Path, help="ONNX file")
+    squeeze.add_argument("-o", "--output", type=Path, required=True, help="ONNX file to write")
+    squeeze.add_argument(
+        "--prune", type=number, default=0.75, metavar="SHARE", help="of the smallest weights, set to 0 (default 0.75)"
+    )
+    squeeze.add_argument(
+        "--bits", type=positive, default=4, help="of the codebook: 2**bits - 1 values and zero (default 4)"
+    )
+    squeeze.add_argument("--skip", nargs="+", default=[], metavar="LAYER", help="leave these nodes alone")
+    squeeze.add_argument(
+        "--data",
+        type=Path,
+        help="what to measure on: a .npy array of inputs, or a folder as for train, whose test images are taken "
+        "(default: random inputs)",
+    )
+    squeeze.add_argument("--labels", type=Path, help=".npy array with the class of each input of a .npy file")
+    squeeze.add_argument("--samples", type=positive, help="how many of the data (default: all)")
+    squeeze.add_argument(
+        "--max-loss", type=number, default=1.0, help="points of accuracy that may be lost, else status 1 (default 1)"
+    )
+    squeeze.add_argument("--mean", type=number, nargs="+", metavar="M", help="as for convert")
+    squeeze.add_argument("--std", type=number, nargs="+", metavar="S", help="as for convert")
+    squeeze.add_argument("--scale", type=number, help="as for convert")
 
     _add_train(command("train", _train, "Train a network on labelled images and make a .tacbin of it (extra [train])."))
 
@@ -571,6 +600,46 @@ def _bench(args: argparse.Namespace) -> int:
             backend=args.backend,
             rival=rival,
             seconds=args.seconds,
+            progress=progress,
+        )
+    _print_result(report, args.json)
+    return 0 if report.ok else EXIT_DIFFERS
+
+
+def _measured_on(args: argparse.Namespace) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+    """Return inputs and labels that `compress` measures on."""
+    if args.data is None or not args.data.is_dir():
+        inputs = None if args.data is None else _images.read_array(args.data)
+        return inputs, None if args.labels is None else _images.read_array(args.labels)
+    if args.labels is not None:
+        raise InvalidInputError(f"--labels is for a .npy array, {args.data} has its own")
+    if args.mean is None and args.std is None and args.scale is None:
+        raise InvalidInputError(f"{args.data} holds pictures: say by --mean, --std or --scale how the model takes them")
+    from tac_engine.train.data import load_data
+
+    test = load_data(args.data).test
+    return np.ascontiguousarray(test.images.transpose(0, 2, 3, 1)), test.labels
+
+
+def _compress(args: argparse.Namespace) -> int:
+    try:
+        from tac_engine.converters.compress import compress_model
+    except ImportError as error:
+        raise InvalidInputError(f"compress needs onnx ({error}): pip install 'tac_engine[convert]'") from None
+    inputs, labels = _measured_on(args)
+    with progress_bar() as progress:
+        report = compress_model(
+            args.model,
+            args.output,
+            prune=args.prune,
+            bits=args.bits,
+            skip=args.skip,
+            inputs=inputs if inputs is None else inputs[: args.samples],
+            labels=labels if labels is None else labels[: args.samples],
+            max_loss=args.max_loss,
+            mean=args.mean,
+            std=args.std,
+            scale=args.scale,
             progress=progress,
         )
     _print_result(report, args.json)
