@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from nets import Array, Net, convert
 from tac_engine.converters import ConversionReport
+from tac_engine.converters.report import LayerReport
 from tac_engine.converters.verify import verify
 
 import tac_engine
@@ -145,8 +146,15 @@ class Ran:
     @property
     def layers(self) -> list[tuple[str, str]]:
         """(kind, bits) of every layer with weights."""
-        rows = [layer for layer in self.report.layers if " x " in layer.bits and not layer.bits.startswith("-")]
-        return [(layer.kind, layer.bits) for layer in rows]
+        return [(layer.kind, layer.bits) for layer in self._with_weights()]
+
+    @property
+    def smaller(self) -> list[float]:
+        """How many times as small each of these layers is in the file, biases and tables included."""
+        return [layer.bytes_before / layer.bytes_after for layer in self._with_weights()]
+
+    def _with_weights(self) -> list[LayerReport]:
+        return [layer for layer in self.report.layers if " x " in layer.bits and not layer.bits.startswith("-")]
 
 
 def run(net: PaperNet, output: Pair, folder: Path, *, bound: float, **options: Any) -> Ran:

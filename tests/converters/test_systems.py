@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import systems
 from nets import Array
-from paper import Pair, PaperNet, run
+from paper import Pair, PaperNet, conv64, run
 
 # Two or three layers of float32 sums of a few hundred terms, relative to the largest output.
 FLOAT = 2e-6
@@ -47,6 +47,7 @@ def test_binary_connect_has_binary_weights_and_float_activations(tmp_path: Path)
     output = net.linear(x, systems.binary_connect(net.normal(10, 64)))
     ran = run(net, output, tmp_path, bound=FLOAT)
     assert ran.layers == [("float conv", "1 x 32")] * 2 + [("codebook linear", "1 x 32")] * 2
+    assert min(ran.smaller[1:3]) > 16
 
 
 def test_bwnh_has_scaled_binary_weights_and_float_activations(tmp_path: Path) -> None:
@@ -80,6 +81,65 @@ def test_xnor_net_folds_alpha(relu: bool, tmp_path: Path) -> None:
         x = net.relu(x) if relu else x
     ran = run(net, net.linear(net.flatten(net.norm(x)), net.normal(5, 48)), tmp_path, bound=FLOAT)
     assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 3
+
+
+def test_xnor_net_with_its_map_of_activation_scales(tmp_path: Path) -> None:
+    """The paper's K = |I| averaged over the channels, then over the window; (sign(I) * sign(W)) K alpha."""
+    net = PaperNet((3, 10, 10), seed=40)
+    x = net.norm(stem(net, 16))
+    for channels in (24, 32):
+        weight = net.normal(channels, x.value.shape[1], 3, 3)
+        magnitude = net.op("Abs", x.name)
+        mean = net.op("ReduceMean", magnitude, net.constant([1], np.int64), keepdims=1)
+        box = np.full((1, 1, 3, 3), 1.0 / 9.0)
+        scales = conv64(np.abs(x.value).mean(axis=1, keepdims=True), box, 1, 1)
+        map_name = net.conv(mean, box, pads=[1] * 4)
+        sums = net.convolve(net.sign(x), systems.sign(weight), pad=1)
+        scaled = net.pair(sums.value * scales, "Mul", sums.name, map_name)
+        x = net.norm(net.scale(scaled, np.abs(weight).mean(axis=(1, 2, 3)).reshape(1, -1, 1, 1)))
+    ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
+    assert [kind for kind, _ in ran.layers].count("binary conv") == 2
+
+
+@pytest.mark.parametrize("spelling", ["mean of squares", "sum over n - 1"])
+def test_rbnn_and_siman_normalise_each_sample_before_the_sign(spelling: str, tmp_path: Path) -> None:
+    """In arXiv 2009.13055 and 2102.07981: sign((x - mean) / std) over C, H and W of the sample, at inference too."""
+    net = PaperNet((3, 10, 10), seed=41)
+    x = stem(net, 16)
+    axes = net.constant([1, 2, 3], np.int64)
+    for channels in (24, 32):
+        count = x.value[0].size
+        centred = net.op("Sub", x.name, net.op("ReduceMean", x.name, axes, keepdims=1))
+        square = net.op("Mul", centred, centred)
+        if spelling == "mean of squares":
+            variance = net.op("ReduceMean", square, axes, keepdims=1)
+        else:
+            variance = net.op("Div", net.op("ReduceSum", square, axes, keepdims=1), net.constant(count - 1))
+        name = net.op("Div", centred, net.op("Sqrt", net.op("Add", variance, net.constant(1e-5))))
+        deviation = x.value.std(axis=(1, 2, 3), ddof=int(spelling != "mean of squares"), keepdims=True)
+        normal = Pair(name, (x.value - x.value.mean(axis=(1, 2, 3), keepdims=True)) / deviation)
+        weight = systems.scaled_binary(net.normal(channels, x.value.shape[1], 3, 3))
+        x = net.norm(net.convolve(net.sign(normal), weight, pad=1))
+    ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
+    assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 2
+
+
+def test_melius_net_improves_the_channels_it_added(tmp_path: Path) -> None:
+    """In arXiv 2001.05936: a dense block appends 32 channels, an improvement block adds to the last 32 of them."""
+    net = PaperNet((3, 12, 12), seed=42)
+    x = net.max_pool(net.relu(stem(net, 32)))
+
+    def part(x: Pair, begin: int, end: int) -> Pair:
+        bounds = [net.constant([bound], np.int64) for bound in (begin, end, 1)]
+        return net.pair(x.value[:, begin:end], "Slice", x.name, *bounds)
+
+    for _ in range(2):
+        channels = x.value.shape[1]
+        x = net.concat(x, net.convolve(net.sign(net.norm(x)), systems.sign(net.normal(32, channels, 3, 3)), pad=1))
+        better = net.convolve(net.sign(net.norm(x)), systems.sign(net.normal(32, channels + 32, 3, 3)), pad=1)
+        x = net.concat(part(x, 0, channels), net.add(part(x, channels, channels + 32), better))
+    ran = run(net, net.classifier(net.relu(net.norm(x))), tmp_path, bound=FLOAT)
+    assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 4
 
 
 def test_hwgq_has_binary_weights_and_two_bit_activations(tmp_path: Path) -> None:
@@ -216,6 +276,7 @@ def test_twn_with_float_and_with_binary_activations(tmp_path: Path) -> None:
         ("ternary conv", "ternary x 1"),
         ("codebook linear", "1 x 32"),
     ]
+    assert min(ran.smaller) > 10
 
 
 def test_ttq_with_float_activations(tmp_path: Path) -> None:
@@ -225,6 +286,7 @@ def test_ttq_with_float_activations(tmp_path: Path) -> None:
     x = net.linear(net.flatten(x), systems.trained_ternary(net.normal(10, 24 * 64), 0.37, 0.91, 0.3))
     ran = run(net, x, tmp_path, bound=FLOAT, fc_precision="f32")
     assert ran.layers[1:] == [("float conv", "ternary x 32"), ("codebook linear", "1 x 32")]
+    assert min(ran.smaller[1:]) > 14
 
 
 def test_inq_has_seventeen_powers_of_two(tmp_path: Path) -> None:
@@ -235,6 +297,7 @@ def test_inq_has_seventeen_powers_of_two(tmp_path: Path) -> None:
     assert np.unique(last).size == 17
     ran = run(net, net.linear(net.flatten(x), last), tmp_path, bound=FLOAT)
     assert ran.layers[1:] == [("float conv", "5 x 32"), ("codebook linear", "4 x 32")]
+    assert min(ran.smaller[1:]) > 5.5
 
 
 def test_tsq_is_ternary_times_two_bits(tmp_path: Path) -> None:
@@ -308,6 +371,21 @@ def test_filter_pruning_leaves_odd_channel_counts(channels: tuple[int, ...], tmp
         x = net.norm(net.convolve(net.sign(x), systems.scaled_binary(net.normal(count, x.value.shape[1], 3, 3)), pad=1))
     ran = run(net, net.classifier(x), tmp_path, bound=FLOAT)
     assert ran.layers[1:-1] == [("binary conv", "1 x 1")] * 2
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_slimming_selects_channels(quantized: bool, tmp_path: Path) -> None:
+    """In arXiv 1708.06519: a pre-activation block reads some of the channels, by a Gather behind BatchNormalization."""
+    net = PaperNet((3, 8, 8), seed=43)
+    x = stem(net, 24)
+    for chosen in ([0, 3, 4, 9, 17, 23], [1, 2, 21, 22]):
+        normal = net.norm(x)
+        picked = net.pair(normal.value[:, chosen], "Gather", normal.name, net.constant(chosen, np.int64), axis=1)
+        active = net.sign(picked) if quantized else net.relu(picked)
+        weight = net.normal(24, len(chosen), 3, 3)
+        x = net.add(x, net.convolve(active, systems.scaled_binary(weight) if quantized else weight, pad=1))
+    ran = run(net, net.classifier(net.relu(x)), tmp_path, bound=FLOAT)
+    assert ran.layers[1:-1] == [("binary conv", "1 x 1") if quantized else ("float conv", "32 x 32")] * 2
 
 
 # Values on no lattice
