@@ -12,8 +12,9 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import InvalidInputError, UnsupportedModelError
-from . import qonnx_ops, window_ops
+from . import integer_ops, qonnx_ops, window_ops
 from .graph import Array, Batch, Node
+from .integers import integer_limits
 from .onnx_file import RawInput, load_model, read_graph
 from .passes.base import Problems, RuleError
 from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes, set_window_defaults
@@ -31,6 +32,8 @@ def evaluate_node(node: Node, inputs: list[Array | None], opset: int = NORMAL_OP
         if node.domain == "qonnx":
             given = [value for value in inputs if value is not None]
             return [np.asarray(qonnx_ops.OPS[node.op](*given, **node.attrs))]
+        if node.op in integer_ops.OPS:
+            return integer_ops.OPS[node.op](node.attrs, inputs)
         own = _OWN.get(node.op)
         if own is not None:
             result = own(node, inputs)
@@ -235,18 +238,25 @@ def _softmax(node: Node, inputs: list[Array | None]) -> list[Array]:
 def _quantize_linear(node: Node, inputs: list[Array | None]) -> list[Array] | None:
     """saturate(round(x / scale) + zero_point), saturating before the cast: an int32 would wrap for a large x."""
     x, scale, zero_point = _required(inputs)
-    if zero_point.dtype not in (np.uint8, np.int8, np.uint16, np.int16):
-        return None
-    if scale.ndim == 1 and scale.size > 1:
+    if integer_limits(zero_point.dtype) is None:
+        return None  # a float type, left to onnx.reference
+    if scale.size > 1:
         column = [1] * x.ndim
         column[node.attrs["axis"]] = -1
         scale = scale.reshape(column)
         zero_point = zero_point.reshape(column) if zero_point.size > 1 else zero_point.reshape(())
     else:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
-    limits = np.iinfo(zero_point.dtype)
-    y = np.rint(x / scale.astype(x.dtype)) + zero_point.astype(x.dtype)
-    return [np.clip(y, limits.min, limits.max).astype(zero_point.dtype)]
+    return [integer_ops.saturate(x / scale.astype(x.dtype), zero_point)]
+
+
+def _dequantize_linear(node: Node, inputs: list[Array | None]) -> list[Array] | None:
+    x, scale = _required(inputs)[:2]
+    zero_point = inputs[2] if len(inputs) > 2 else None
+    if integer_limits(x.dtype) is None:
+        return None
+    axis = node.attrs["axis"] % max(x.ndim, 1)
+    return [integer_ops.dequantize(x, scale, zero_point, axis, node.attrs.get("block_size", 0))]
 
 
 def _batch_normalization(node: Node, inputs: list[Array | None]) -> list[Array]:
@@ -272,6 +282,7 @@ _OWN: dict[str, Callable[[Node, list[Array | None]], list[Array] | None]] = {
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "QuantizeLinear": _quantize_linear,
+    "DequantizeLinear": _dequantize_linear,
     "BatchNormalization": _batch_normalization,
     **dict.fromkeys(_REDUCTIONS, _reduce),
 }
@@ -301,6 +312,8 @@ class ReferenceModel:
                 constants.update(zip(node.outputs, self._evaluate(node, constants), strict=False))
             else:
                 self.nodes.append(node)
+        # Whether an operator takes something over the whole batch; then each sample runs by itself.
+        self._mixes_samples = any(node.op == "DynamicQuantizeLinear" for node in self.nodes)
         self._last_use: list[list[str]] = self._dead_after_each_node()
 
     @property
@@ -324,7 +337,7 @@ class ReferenceModel:
         intermediate without batch axis (a shape, say) is that of the first block.
         """
         samples = self._check_feeds(feeds)
-        block = self.fixed_batch or max(1, batch_size)
+        block = self.fixed_batch or (1 if self._mixes_samples else max(1, batch_size))
         pieces: dict[str, list[Array]] = {}
         for first in range(0, samples, block):
             count = min(block, samples - first)

@@ -55,10 +55,11 @@ qonnx.Trunc                 x, scale, zero_point,          rounding_mode, signed
 qonnx.MultiThreshold        x, thresholds                  out_scale, out_bias, data_layout
 ==========================  =============================  ==========================================================
 
-Constant, Identity, Dropout, CastLike, Flatten, Squeeze, Unsqueeze, Sum, Mean, Shape, Size, ConstantOfShape, Range and
-control flow never occur. A node with constant inputs only never occurs. A constant operand of an elementwise op has
-size 1 along every axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An
-Identity between a graph input and a graph output is a Reshape to the same shape.
+The operators on integers of ONNX and com.microsoft (integer_ops.py) are expanded into those above. Constant, Identity,
+Dropout, CastLike, Flatten, Squeeze, Unsqueeze, Sum, Mean, Shape, Size, ConstantOfShape, Range and control flow never
+occur. A node with constant inputs only never occurs. A constant operand of an elementwise op has size 1 along every
+axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An Identity between a graph
+input and a graph output is a Reshape to the same shape.
 """
 
 from __future__ import annotations

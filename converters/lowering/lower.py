@@ -15,6 +15,9 @@ from .emitter import Emitter, NotLowered, Stored, StoredBits
 
 Rule = Callable[["Lowering", Node], Stored]
 
+# They give one of their operands: right for integers that are kept as floats.
+_ORDER_ONLY = frozenset({"Clip", "Max", "Min", "Relu"})
+
 
 class Lowering:
     """State of one lowering. ``floats`` and ``bits`` map ONNX tensors to what holds them."""
@@ -107,6 +110,9 @@ class Lowering:
         self.floats[output] = self._float_rule(node)(self, node)
 
     def _float_rule(self, node: Node) -> Rule:
+        dtype = self.graph.dtypes[node.output]
+        if dtype != np.float32 and node.op in floats.RULES and node.op not in _ORDER_ONLY:
+            raise NotLowered(node, f"arithmetic on {dtype} wraps around; only float32 runs")
         if node.op in MAC_OPS and not node.domain:
             return macs.RULES[node.op]
         for rules in (floats.RULES, quantizers.RULES, moves.RULES):

@@ -160,12 +160,24 @@ def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
     rank = len(lowering.graph.shapes[node.output])
     scale, *zero = (_along_axis(node, value, rank) for value in _parameters(lowering, node))
     steps = _Arithmetic(lowering, node)
+    if zero and np.all(scale == 1.0):
+        return steps.finish("sub", zero[0], quantizes=False)
     if zero:
         steps.constant("sub", zero[0])
     return steps.finish("mul", scale, quantizes=False)
 
 
+def cast(lowering: Lowering, node: Node) -> Stored:
+    """Small integers are kept as floats already."""
+    graph = lowering.graph
+    limits = integer_limits(graph.dtypes[node.inputs[0]])
+    if graph.dtypes[node.output] != np.float32 or limits is None or limits[1] - limits[0] >= 1 << 16:
+        raise NotLowered(node, f"a cast from {graph.dtypes[node.inputs[0]]} to {graph.dtypes[node.output]}")
+    return lowering.float_of(node.inputs[0], node)
+
+
 RULES = {
+    "Cast": cast,
     "BipolarQuant": bipolar_quant,
     "Quant": quant,
     "Trunc": trunc,

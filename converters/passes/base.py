@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from ..graph import Graph, Node, Offender
+from ..graph import Array, Graph, Node, Offender
 
 
 @dataclass
@@ -50,6 +51,32 @@ class Pass(Protocol):
     name: str
 
     def run(self, graph: Graph, context: PassContext) -> PassResult: ...
+
+
+@dataclass
+class NodeBuilder:
+    """Builds the nodes that stand for ``node``; ``fresh`` gives an unused tensor name close to the one wanted."""
+
+    node: Node
+    fresh: Callable[[str], str]
+    constants: dict[str, Array]
+    nodes: list[Node] = field(default_factory=list)
+
+    def constant(self, value: Array) -> str:
+        name = self.fresh(f"{self.node.output}__constant")
+        self.constants[name] = value
+        return name
+
+    def add(self, op: str, *inputs: str, output: str = "", **attrs: Any) -> str:
+        """Adds an operator of ONNX; returns its output, a new tensor unless it is named."""
+        count = len(self.nodes)
+        output = output or self.fresh(f"{self.node.output}__{count}")
+        self.nodes.append(Node(op, f"{self.node.name}__{count}", list(inputs), [output], attrs))
+        return output
+
+    def end(self, op: str, *inputs: str, **attrs: Any) -> list[Node]:
+        """Adds the operator that takes over the node's name and output, and returns all."""
+        return [*self.nodes, Node(op, self.node.name, list(inputs), list(self.node.outputs), attrs)]
 
 
 class RuleError(Exception):

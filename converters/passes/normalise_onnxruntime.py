@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..graph import Array, Node
-from .base import RuleError
-from .normalise_qonnx import Maker
+from .base import NodeBuilder, RuleError
 
-DOMAIN = "com.microsoft"
 LAYOUT_DOMAIN = "com.microsoft.nchwc"
 
 # The attributes of each activation, in the order of activation_params.
@@ -27,7 +25,7 @@ _ACTIVATIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def unfused(maker: Maker, node: Node, opset: int) -> list[Node]:
+def unfused(build: NodeBuilder, node: Node, opset: int) -> list[Node]:
     """FusedConv(x, w, b, z) = act(Conv(x, w, b) + z) and FusedGemm = act(Gemm) as ONNX operators of ``opset``.
 
     Raises RuleError.
@@ -45,23 +43,23 @@ def unfused(maker: Maker, node: Node, opset: int) -> list[Node]:
         raise RuleError(f"the activation '{activation}' is not known")
     summand = node.inputs[3] if len(node.inputs) > 3 else ""
     steps = 1 + bool(summand) + bool(activation)
-    names = [maker.fresh(f"{node.output}__step{index}") for index in range(1, steps)] + [node.output]
+    names = [build.fresh(f"{node.output}__step{index}") for index in range(1, steps)] + [node.output]
     nodes = [Node(node.op.removeprefix("Fused"), node.name, node.inputs[:3], [names[0]], attrs)]
     if summand:
         nodes.append(Node("Add", f"{node.name}/sum", [names[0], summand], [names[1]]))
     if activation:
-        nodes.append(_activation(maker, node, activation, parameters, names[-2], opset))
+        nodes.append(_activation(build, node, activation, parameters, names[-2], opset))
     return nodes
 
 
-def _activation(maker: Maker, node: Node, op: str, parameters: list[float], source: str, opset: int) -> Node:
+def _activation(build: NodeBuilder, node: Node, op: str, parameters: list[float], source: str, opset: int) -> Node:
     attributes = _ACTIVATIONS[op]
     if len(parameters) != len(attributes):
         raise RuleError(f"{op} has {len(attributes)} parameters, found {len(parameters)}")
     values: dict[str, Any] = {name: float(value) for name, value in zip(attributes, parameters, strict=True)}
     inputs = [source]
     if op == "Clip" and opset >= 11:
-        inputs += [maker.add_constant(node, name, _scalar(value)) for name, value in values.items()]
+        inputs += [build.constant(_scalar(value)) for value in values.values()]
         values = {}
     return Node(op, f"{node.name}/{op.lower()}", inputs, [node.output], values)
 

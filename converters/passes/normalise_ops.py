@@ -14,10 +14,12 @@ import onnx
 from onnx import defs
 
 from ..graph import Array, Node
+from ..integer_ops import MICROSOFT_DOMAIN
 from ..onnx_file import CHANNELS_LAST_DOMAIN
 from . import normalise_onnxruntime
-from .base import Problems, RuleError, fresh_name
+from .base import NodeBuilder, Problems, RuleError, fresh_name
 from .normalise_qonnx import in_channels_first, normalise_qonnx
+from .normalise_quantized import AS_OF_ONNX, QUANTIZED_OPERATORS, normalise_quantized
 
 NORMAL_OPSET = 20
 
@@ -57,13 +59,16 @@ class Normaliser:
     def normalise(self, node: Node) -> list[Node]:
         """The nodes that stand for ``node``; empty where it became a constant. Raises RuleError."""
         if node.domain == "qonnx":
-            return normalise_qonnx(self, node)
+            return normalise_qonnx(self._builder(node), node)
         if node.domain == CHANNELS_LAST_DOMAIN:
-            return [each for step in in_channels_first(self, node) for each in self._of_onnx(step)]
-        if node.domain == normalise_onnxruntime.DOMAIN:
-            return [
-                each for step in normalise_onnxruntime.unfused(self, node, self.opset) for each in self._of_onnx(step)
-            ]
+            return [each for step in in_channels_first(self._builder(node), node) for each in self._of_onnx(step)]
+        if node.domain == MICROSOFT_DOMAIN:
+            if node.op in AS_OF_ONNX:
+                return _quantize_linear(self, Node(node.op, node.name, node.inputs, node.outputs, node.attrs))
+            if node.op in QUANTIZED_OPERATORS:
+                return normalise_quantized(self._builder(node), node)
+            steps = normalise_onnxruntime.unfused(self._builder(node), node, self.opset)
+            return [each for step in steps for each in self._of_onnx(step)]
         if node.domain == normalise_onnxruntime.LAYOUT_DOMAIN:
             raise RuleError(
                 "ONNX Runtime has laid this model out for one machine; save it with the optimisation level "
@@ -90,6 +95,9 @@ class Normaliser:
         name = self.fresh(f"{node.output}__{suffix}")
         self.constants[name] = value
         return name
+
+    def _builder(self, node: Node) -> NodeBuilder:
+        return NodeBuilder(node, self.fresh, self.constants)
 
     def fresh(self, wanted: str) -> str:
         return fresh_name(self.used, wanted)
@@ -269,17 +277,21 @@ def _gemm(self: Normaliser, node: Node) -> list[Node]:
     return _pad_inputs(node, 3)
 
 
+_CONVOLUTIONS = {"Conv": 3, "QLinearConv": 9, "ConvInteger": 4}  # and their inputs
+
+
 def _windowed(self: Normaliser, node: Node) -> list[Node]:
     if self.reads_output(node, 1):
         raise RuleError("the indices of a MaxPool are not supported")
     node.outputs = node.outputs[:1]
-    if node.op == "Conv":
-        node.inputs += [""] * (3 - len(node.inputs))
+    convolves = node.op in _CONVOLUTIONS
+    if convolves:
+        _pad_inputs(node, _CONVOLUTIONS[node.op])
     auto_pad = node.attrs.setdefault("auto_pad", "NOTSET")
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         raise RuleError(f"unknown auto_pad '{auto_pad}'")
     node.attrs.setdefault("ceil_mode", 0)
-    if node.op == "Conv":
+    if convolves:
         node.attrs.pop("ceil_mode")
     kernel = node.attrs.get("kernel_shape")
     if kernel is not None:
@@ -323,8 +335,8 @@ def _variadic(self: Normaliser, node: Node) -> list[Node]:
 
 
 def _quantize_linear(self: Normaliser, node: Node) -> list[Node]:
-    if node.attrs.pop("block_size", 0):
-        raise RuleError("blocked quantization is not supported")
+    if node.op == "QuantizeLinear" and node.attrs.pop("block_size", 0):
+        raise RuleError("quantization by blocks is not supported")
     output_dtype = node.attrs.pop("output_dtype", 0)
     _pad_inputs(node, 3)
     if node.op == "QuantizeLinear":
@@ -363,7 +375,7 @@ _RULES: dict[str, Callable[[Normaliser, Node], list[Node]]] = {
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "Gemm": _gemm,
-    "Conv": _windowed,
+    **dict.fromkeys(_CONVOLUTIONS, _windowed),
     "MaxPool": _windowed,
     "AveragePool": _windowed,
     "Sum": _variadic,

@@ -5,13 +5,13 @@ Definitions: https://github.com/fastmachinelearning/qonnx, docs/qonnx-custom-ops
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..graph import Array, Node
+from ..graph import Node
 from ..qonnx_ops import ROUNDING_MODES
-from .base import RuleError
+from .base import NodeBuilder, RuleError
 
 # Number of inputs, attributes with their defaults.
 _OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -23,17 +23,7 @@ _OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 
 
-class Maker(Protocol):
-    """What rules need of the Normaliser."""
-
-    constants: dict[str, Array]
-
-    def add_constant(self, node: Node, suffix: str, value: Array) -> str: ...
-
-    def fresh(self, wanted: str) -> str: ...
-
-
-def normalise_qonnx(maker: Maker, node: Node) -> list[Node]:
+def normalise_qonnx(build: NodeBuilder, node: Node) -> list[Node]:
     """The nodes that stand for a node of the general QONNX domain. Raises RuleError."""
     op = {"IntQuant": "Quant"}.get(node.op, node.op)
     if op not in _OPERATORS:
@@ -53,7 +43,7 @@ def normalise_qonnx(maker: Maker, node: Node) -> list[Node]:
         if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
             raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
     if op == "XnorPopcountMatMul":
-        return _xnor_popcount(maker, node)
+        return _xnor_popcount(build, node)
     attrs.pop("out_dtype", None)
     if "rounding_mode" in attrs:
         mode = attrs["rounding_mode"] = str(attrs["rounding_mode"]).upper()
@@ -64,33 +54,26 @@ def normalise_qonnx(maker: Maker, node: Node) -> list[Node]:
     return [Node(op, node.name, list(node.inputs), list(node.outputs), attrs, "qonnx")]
 
 
-def _xnor_popcount(maker: Maker, node: Node) -> list[Node]:
+def _xnor_popcount(build: NodeBuilder, node: Node) -> list[Node]:
     """Operands hold 0 for -1. Of k products of signs p are +1: their sum is 2p - k, the result p."""
-    weight = maker.constants.get(node.inputs[1])
+    weight = build.constants.get(node.inputs[1])
     if weight is None or weight.ndim != 2:
         raise RuleError("its second input must be a constant matrix")
-    signs = maker.add_constant(node, "signs", (2 * weight - 1).astype(weight.dtype))
-    chain = _Chain(maker, node)
-    chain.add("Mul", chain.last, maker.add_constant(node, "two", np.asarray(2, np.float32)))
-    chain.add("Sub", chain.last, maker.add_constant(node, "one", np.asarray(1, np.float32)))
-    chain.add("MatMul", chain.last, signs)
-    chain.add("Add", chain.last, maker.add_constant(node, "k", np.asarray(weight.shape[0], np.float32)))
-    return chain.end("Mul", chain.last, maker.add_constant(node, "half", np.asarray(0.5, np.float32)))
+    two, one, half, count = (build.constant(np.asarray(v, np.float32)) for v in (2, 1, 0.5, weight.shape[0]))
+    signs = build.add("Sub", build.add("Mul", node.inputs[0], two), one)
+    sums = build.add("MatMul", signs, build.constant((2 * weight - 1).astype(weight.dtype)))
+    return build.end("Mul", build.add("Add", sums, count), half)
 
 
-def in_channels_first(maker: Maker, node: Node) -> list[Node]:
+def in_channels_first(build: NodeBuilder, node: Node) -> list[Node]:
     """A node of the channels-last domain (qonnx-to-channels-last writes it) as ONNX nodes."""
-    chain = _Chain(maker, node)
     if node.op == "BatchNormalization":
         # The definition, its parameters [C] broadcast along the last axis of any rank.
-        scale, bias, mean, variance = node.inputs[1:5]
-        epsilon = maker.add_constant(node, "epsilon", np.asarray(node.attrs.get("epsilon", 1e-5), np.float32))
-        chain.add("Add", variance, epsilon)
-        deviation = chain.add("Sqrt", chain.last)
-        chain.add("Sub", node.inputs[0], mean)
-        chain.add("Mul", chain.last, scale)
-        chain.add("Div", chain.last, deviation)
-        return chain.end("Add", chain.last, bias)
+        x, scale, bias, mean, variance = node.inputs[:5]
+        epsilon = build.constant(np.asarray(node.attrs.get("epsilon", 1e-5), np.float32))
+        deviation = build.add("Sqrt", build.add("Add", variance, epsilon))
+        scaled = build.add("Mul", build.add("Sub", x, mean), scale)
+        return build.end("Add", build.add("Div", scaled, deviation), bias)
     if node.op not in ("Conv", "MaxPool"):
         raise RuleError("this operator on channels-last tensors is not known")
     rank = len(node.attrs.get("kernel_shape", ())) + 2
@@ -99,27 +82,5 @@ def in_channels_first(maker: Maker, node: Node) -> list[Node]:
     first, last = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
     inputs = list(node.inputs)
     for index in range(2 if node.op == "Conv" else 1):
-        inputs[index] = chain.add("Transpose", inputs[index], perm=first)
-    chain.add(node.op, *inputs, **node.attrs)
-    return chain.end("Transpose", chain.last, perm=last)
-
-
-class _Chain:
-    """ONNX nodes named after the one that they stand for."""
-
-    def __init__(self, maker: Maker, node: Node) -> None:
-        self._maker, self._node = maker, node
-        self._nodes: list[Node] = []
-        self.last = node.inputs[0]
-
-    def add(self, op: str, *inputs: str, **attrs: Any) -> str:
-        """Returns the output; ``last`` too."""
-        count = len(self._nodes)
-        output = self._maker.fresh(f"{self._node.output}__{count}")
-        self._nodes.append(Node(op, f"{self._node.name}__{count}", list(inputs), [output], attrs))
-        self.last = output
-        return output
-
-    def end(self, op: str, *inputs: str, **attrs: Any) -> list[Node]:
-        """Adds the node that takes over name and output, and returns all."""
-        return [*self._nodes, Node(op, self._node.name, list(inputs), list(self._node.outputs), attrs)]
+        inputs[index] = build.add("Transpose", inputs[index], perm=first)
+    return build.end("Transpose", build.add(node.op, *inputs, **node.attrs), perm=last)

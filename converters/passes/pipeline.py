@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..graph import Graph
 from .base import Pass, PassContext
 from .collapse_broadcasts import CollapseBroadcasts
+from .expand_integer_ops import ExpandDynamicQuantization, ExpandIntegerOps
 from .fold_constants import FoldConstants
 from .infer_shapes import InferShapes
 from .masked_scatters import MaskedScatters
@@ -15,6 +16,8 @@ from .split_to_slices import SplitToSlices
 PASSES: tuple[Pass, ...] = (
     FoldConstants(),
     MaskedScatters(),
+    ExpandDynamicQuantization(),
+    ExpandIntegerOps(),
     InferShapes(),
     SplitToSlices(),
     RemoveIdentities(),

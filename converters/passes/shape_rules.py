@@ -34,6 +34,7 @@ REDUCTIONS = frozenset(
 )
 _INT64 = np.dtype(np.int64)
 _BOOL = np.dtype(np.bool_)
+_UINT8 = np.dtype(np.uint8)
 
 
 @dataclass
@@ -225,6 +226,9 @@ def _cast_like(inputs: RuleInputs) -> list[Typed]:
 def _quantize_linear(inputs: RuleInputs) -> list[Typed]:
     node, shape = inputs.node, inputs.shape(0)
     quantizes = node.op == "QuantizeLinear"
+    if node.attrs.get("block_size"):
+        raise RuleError("scales of blocks run only on constants")
+    node.attrs.pop("block_size", None)
     if count_elements(inputs.shape(1)) == (1, 0):
         # Per tensor: the axis means nothing, and the scale is a scalar.
         node.attrs["axis"] = min(1, max(len(shape) - 1, 0))
@@ -239,6 +243,13 @@ def _quantize_linear(inputs: RuleInputs) -> list[Typed]:
     if not quantizes and inputs.has(2) and inputs.dtype(2) != inputs.dtype(0):
         raise RuleError(f"zero point of type {inputs.dtype(0)} is expected, found {inputs.dtype(2)}")
     return [(shape, inputs.dtype(2) if quantizes else inputs.dtype(1))]
+
+
+def _dynamic_quantize_linear(inputs: RuleInputs) -> list[Typed]:
+    """Only until it is expanded: for each sample by itself, so scale and zero point are [N, 1, ...]."""
+    shape = inputs.shape(0)
+    of_sample = (shape[0], *[1] * (len(shape) - 1))
+    return [(shape, _UINT8), (of_sample, np.dtype(np.float32)), (of_sample, _UINT8)]
 
 
 def _qonnx(inputs: RuleInputs) -> list[Typed]:
@@ -678,6 +689,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "CastLike"): _cast_like,
     ("", "QuantizeLinear"): _quantize_linear,
     ("", "DequantizeLinear"): _quantize_linear,
+    ("", "DynamicQuantizeLinear"): _dynamic_quantize_linear,
     ("", "Conv"): _conv,
     ("", "MaxPool"): _pool,
     ("", "AveragePool"): _pool,

@@ -91,6 +91,34 @@ def test_unknown_domain() -> None:
     assert "operators of the domain 'ai.onnx.ml' are not known" in refused(model)
 
 
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        ("Gelu (x)", "this operator of ONNX Runtime is not known"),
+        ("QLinearSigmoid (x, s, z)", "5 inputs are expected, found 3"),
+        ("QLinearSigmoid <beta=1.0> (x, s, z, s, z)", "unknown attribute 'beta'"),
+        ("QLinearLeakyRelu <alpha='a'> (x, s, z, s, z)", "attribute 'alpha' has the wrong type: 'a'"),
+        ("QLinearConcat (s, z, x, s, z)", "attribute 'axis' is missing"),
+        ("QLinearGlobalAveragePool <channels_last=1> (x, s, z, s, z)", "channels_last = 1 is not supported"),
+        ("QLinearSoftmax <opset=12> (x, s, z, s, z)", "the softmax of opsets before 13 is not supported"),
+        ("QLinearAveragePool <kernel_shape=[2, 2], auto_pad='SAME_UPPER'> (x, s, z, s, z)", "auto_pad"),
+        ("MatMulNBits <K=4, N=2> (x, z, s)", "attribute 'block_size' must be a positive integer"),
+        ("MatMulNBits <K=4, N=2, block_size=16> (x, x, s)", "its input 'x' is computed at run time"),
+        ("MatMulNBits <K=4, N=2, block_size=16> (x, z, s)", "packed weights uint8[] do not fit K=4, N=2, 4 bits"),
+        ("MatMulNBits <K=4, N=2, block_size=16> (x, z, s, z, z)", "a g_idx input is not supported"),
+    ],
+)
+def test_operators_of_onnx_runtime(node: str, reason: str) -> None:
+    constants = {"s": np.float32(1), "z": np.uint8(3)}
+    text = f"y = com.microsoft.{node}".replace("'", '"')
+    assert reason in refused(parse(text, domains=', "com.microsoft": 1', constants=constants))
+
+
+def test_the_range_of_a_whole_batch_as_an_output() -> None:
+    model = parse("q, s, z = DynamicQuantizeLinear (x) y = Relu (s)", outputs="float[] y, float[] s")
+    assert "'s', which has no batch axis, is a model output" in refused(model)
+
+
 def test_unknown_qonnx_operator_and_rounding() -> None:
     model = parse("y = qonnx.custom_op.general.FloatQuant (x)", domains=', "qonnx.custom_op.general": 1')
     assert "qonnx.FloatQuant): this QONNX operator is not known" in refused(model)
