@@ -133,7 +133,7 @@ def _hint(analysis: Analysis, constant: MacWeights, lattice: WeightLattice | str
 
 
 def _activation_hint(analysis: Analysis, activation: str, lattice: WeightLattice) -> str:
-    if not set(lattice.values) <= {-1, 1}:
+    if lattice.values != (-1, 1):  # a filter of equal weights is a mean, not a binary layer
         return ""
     producer = analysis.graph.producer(activation)
     if producer is None:

@@ -58,6 +58,12 @@ def test_a_clamp_is_no_sign(tmp_path: Path) -> None:
     assert "Clip 'Clip_0' limits the range, it does not round" in found.hint
 
 
+def test_a_mean_is_no_binary_layer(tmp_path: Path) -> None:
+    found = last_layer("Relu", np.full((8, 4, 3, 3), 1 / 36, np.float32), tmp_path)
+    assert found.reason
+    assert found.hint == ""
+
+
 def test_latent_weights_are_named(tmp_path: Path) -> None:
     weight = np.random.default_rng(0).normal(size=(8, 4, 3, 3)).astype(np.float32)
     found = last_layer("Sign", weight, tmp_path)
