@@ -19,7 +19,10 @@ FLOAT_ELEMENTWISE = frozenset(
     Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
 )
 _STEPS_ONLY = ELEMENTWISE - FLOAT_ELEMENTWISE
-_MAX_ACCUMULATOR = 1 << 16
+_MAX_ACCUMULATOR = 1 << 24  # float32 holds every integer up to here
+# Sums that a chain is evaluated at: every one, or where they are more a sample, dense around 0.
+_ALL_SUMS = 1 << 17
+_SAMPLED_SUMS = 1 << 13
 # Each costs a search, and one is enough to refuse the model.
 _MAX_NO_QUANTIZERS = 16
 
@@ -95,12 +98,12 @@ class IntegerMac:
     source: BitSource
     scale: Array  # float64 [O], weight scale times activation scale
     bias: Array  # float32 [O]
-    integers: Array  # int64, every value that acc can take, ascending
+    integers: Array  # int64, ascending, every value that acc can take or a sample of them with both ends
+    step: int  # acc takes every step-th value
 
-    def root_values(self) -> Array:
-        """What the ONNX node gives at each accumulator value: float32 [M, O]."""
-        products = (self.integers[:, None].astype(np.float64) * self.scale[None]).astype(np.float32)
-        return products + self.bias[None]
+    def root_values(self, integers: Array) -> Array:
+        """What the ONNX node gives at accumulator values [M, O] or [M, 1]: float32 [M, O]."""
+        return (integers.astype(np.float64) * self.scale).astype(np.float32) + self.bias
 
 
 @dataclass
@@ -152,7 +155,7 @@ class Analysis:
         chain = next(trace(graph, tensor, stop=lambda name: name in self.integer, through_pool=True), None)
         if chain is not None and chain.root in self.integer and chain.channel_axis == 1:
             mac = self.integer[chain.root]
-            result = accumulator_steps(graph, chain, mac.integers, mac.root_values(), read)
+            result = accumulator_steps(graph, chain, mac.integers, mac.step, mac.root_values, read)
             if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
                 return result
         reason = f"its producer {node.op} '{node.name}' has no quantizer"
@@ -263,11 +266,11 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return "a padded tensor feeds a fully connected layer"
     if any(source.pads) and any(node.attrs["pads"]) and source.pad_level != 0:
         return "a Pad node with a value other than 0 meets padding of the convolution itself"
-    integers = _reachable(node, weights, source)
-    if integers is None:
-        return "the accumulator can exceed 2^16"
+    bound, step = _sums(node, weights, source)
+    if bound > _MAX_ACCUMULATOR:
+        return "the accumulator can exceed 2^24"
     scale = weights.scale * source.steps.levels.scale
-    return IntegerMac(node, weights, source, scale, constant.bias, integers)
+    return IntegerMac(node, weights, source, scale, constant.bias, _some_of(bound, step), step)
 
 
 def _is_model_input(graph: Graph, tensor: str) -> bool:
@@ -368,19 +371,22 @@ def _pad_of(graph: Graph, node: Node, axis: int, steps: Steps) -> tuple[tuple[in
     return (begin[spatial[0]], begin[spatial[1]], end[spatial[0]], end[spatial[1]]), level
 
 
-def _reachable(node: Node, weights: WeightLattice, source: BitSource) -> Array | None:
-    """Every value an accumulator can take: bounds from the weights, steps of 2 where sums of +-1 keep their parity."""
+def _sums(node: Node, weights: WeightLattice, source: BitSource) -> tuple[int, int]:
+    """(bound, step): accumulators are -bound, -bound + step, ..., bound. Sums of +-1 keep their parity."""
     top = max(abs(level) for level in source.steps.levels.levels)
     bound = int(np.abs(weights.levels).reshape(weights.levels.shape[0], -1).sum(axis=1).max()) * top
-    if bound > _MAX_ACCUMULATOR:
-        return None
-    taps = weights.levels[0].size
     pads_zero = node.op == "Conv" and (any(node.attrs["pads"]) or (any(source.pads) and source.pad_level == 0))
-    per_tap = weights.levels.shape[1]
-    if (
+    keeps_parity = (
         source.encoding.levels == [-1, 1]
         and weights.values in ((-1, 1), (-1,), (1,))
-        and (not pads_zero or per_tap % 2 == 0)
-    ):
-        return np.arange(-taps, taps + 1, 2)
-    return np.arange(-bound, bound + 1)
+        and (not pads_zero or weights.levels.shape[1] % 2 == 0)
+    )
+    return bound, 2 if keeps_parity else 1
+
+
+def _some_of(bound: int, step: int) -> Array:
+    if 2 * bound // step < _ALL_SUMS:
+        return np.arange(-bound, bound + 1, step)
+    places = np.linspace(0, 2 * bound // step, _SAMPLED_SUMS).astype(np.int64)
+    dense = bound // step + np.arange(-_SAMPLED_SUMS // 2, _SAMPLED_SUMS // 2)
+    return -bound + step * np.unique(np.concatenate([places, dense]))

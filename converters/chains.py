@@ -278,12 +278,19 @@ class Steps:
 
 
 def accumulator_steps(
-    graph: Graph, chain: Chain, integers: Array, root_values: Array, read: Reader = small_lattice
+    graph: Graph,
+    chain: Chain,
+    integers: Array,
+    step: int,
+    root_at: Callable[[Array], Array],
+    read: Reader = small_lattice,
 ) -> Steps | str:
-    """Exhaustive evaluation: ``root_values`` [M, C] float32 are the root at each of ``integers`` [M], ascending.
+    """Evaluation at each of ``integers`` [M], ascending: all that the root can take, or a sample of every ``step``-th.
 
-    ``read`` makes levels of the values that come out.
+    Between two of a sample a step is searched by bisection; values that only turn up there join the sample. ``root_at``
+    gives the root, float32 [M, C], at integers [M, 1] or [M, C]; ``read`` makes levels of the values that come out.
     """
+    root_values = root_at(integers[:, None])
     count, channels = root_values.shape
     rows = max(1, _CHUNK // max(1, count))
     stages = () if chain.pool is None else (chain.pool.output,)
@@ -320,12 +327,22 @@ def accumulator_steps(
         take_min = ~up
     steps = len(levels.levels) - 1
     upward = np.where(descending, steps - index, index)  # ascending along the accumulator in every channel
-    thresholds = np.full((channels, steps), np.iinfo(np.int32).max, np.int64)
-    for step in range(steps):
-        reached = upward > step
-        first = np.argmax(reached, axis=0)
-        values_at = np.where(first == 0, np.iinfo(np.int32).min, integers[first])
-        thresholds[:, step] = np.where(reached.any(axis=0), values_at, np.iinfo(np.int32).max)
+    # The first integer, and the one before it, at which each channel has passed each step: [steps, C].
+    passed = upward[None] > np.arange(steps)[:, None, None]
+    first = np.argmax(passed, axis=1)
+    always, never = passed[:, 0], ~passed.any(axis=1)
+    high = integers[first]
+    low = np.where(first == 0, high, integers[first - 1])
+    while np.any(high - low > step):
+        middle = low + (high - low) // step // 2 * step
+        (found,) = evaluate_chain(graph, chain, root_at(middle))
+        if not np.all(np.isin(levels.nearest(found), levels.levels)) or not levels.holds(found):
+            return accumulator_steps(graph, chain, np.union1d(integers, middle), step, root_at, read)
+        at = levels.index(found)
+        beyond = np.where(descending, steps - at, at) > np.arange(steps)[:, None]
+        low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
+    limits = np.iinfo(np.int32)
+    thresholds = np.where(always, limits.min, np.where(never, limits.max, high)).T
     return Steps(chain, levels, thresholds, descending, take_min, _values_of(levels, outputs))
 
 

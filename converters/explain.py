@@ -111,8 +111,7 @@ def _weights_text(weight: Array, lattice: WeightLattice | str) -> str:
 
 def _sums_text(mac: IntegerMac) -> str:
     low, high = int(mac.integers[0]), int(mac.integers[-1])
-    step = int(mac.integers[1] - low) if mac.integers.size > 1 else 1
-    return f"{low} to {high}" + (f" in steps of {step}" if step != 1 else "")
+    return f"{low} to {high}" + (f" in steps of {mac.step}" if mac.step != 1 else "")
 
 
 def _hint(analysis: Analysis, constant: MacWeights, lattice: WeightLattice | str, steps: Steps | str) -> str:

@@ -243,13 +243,20 @@ def test_constants_that_differ_within_a_map_end_the_chain() -> None:
 
 
 def accumulator(
-    nodes: list[Node], constants: dict[str, Array], bound: int, channels: int = 4
+    nodes: list[Node],
+    constants: dict[str, Array],
+    bound: int,
+    channels: int = 4,
+    sample: Array | None = None,
 ) -> tuple[Steps | str, Graph]:
     graph = elementwise_graph(nodes, constants)
     chain = next(trace(graph, "y", stop=lambda name: name == "x", through_pool=True))
-    integers = np.arange(-bound, bound + 1)
-    values = np.repeat(integers.astype(np.float32)[:, None], channels, axis=1)
-    return accumulator_steps(graph, chain, integers, values), graph
+    integers = np.arange(-bound, bound + 1) if sample is None else sample
+
+    def root_at(at: Array) -> Array:
+        return np.broadcast_to(at.astype(np.float32), (len(at), channels))
+
+    return accumulator_steps(graph, chain, integers, 1, root_at), graph
 
 
 def test_accumulator_thresholds_equal_float32_evaluation_everywhere() -> None:
@@ -298,3 +305,15 @@ def test_max_pool_between_sums_and_batch_norm_turns_to_minimum_where_gamma_is_ne
     assert isinstance(steps, Steps)
     assert steps.chain.pool is not None
     np.testing.assert_array_equal(steps.take_min, constants["g"] < 0)
+
+
+def test_steps_between_sampled_sums_are_those_of_all_sums() -> None:
+    for seed in range(10):
+        constants = batch_norm(4, seed) | {"low": scalar(0.0), "high": scalar(3.0)}
+        constants["m"] *= 20
+        nodes = [NORMALISE, Node("Clip", "c", ["h", "low", "high"], ["i"]), Node("Round", "r", ["i"], ["y"])]
+        every, _ = accumulator(nodes, constants, 300)
+        some, _ = accumulator(nodes, constants, 300, sample=np.asarray([-300, -250, *range(-8, 9), 77, 300]))
+        assert isinstance(every, Steps) and isinstance(some, Steps)
+        np.testing.assert_array_equal(some.thresholds, every.thresholds)
+        np.testing.assert_array_equal(some.descending, every.descending)

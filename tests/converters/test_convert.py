@@ -777,3 +777,22 @@ def test_values_on_no_lattice_are_looked_up_by_their_code(behind: str, tmp_path:
         name = net.op("MaxPool", name, kernel_shape=[2, 2])
     report = check(net.model(net.op("Add", name, net.constant(1.0))), tmp_path, image(net))
     assert kinds(report).count("unpack to float") == 1
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_sums_too_many_to_try_each_are_exact_as_well(pool: bool, tmp_path: Path) -> None:
+    """DoReFa's 3 bits x 4 bits over 512 channels: sums of up to 480,000, with ties on the thresholds."""
+    net = Net(("N", 512, 4, 4), seed=8)
+    domain = "qonnx.custom_op.general"
+
+    def quantize(x: str) -> str:
+        scale, zero, bits = net.constant(0.25), net.constant(0.0), net.constant(4.0)
+        return net.op("Quant", x, scale, zero, bits, domain=domain, signed=0, narrow=0, rounding_mode="ROUND")
+
+    weight = net.rng.choice(np.arange(-7, 8, 2), (24, 512, 3, 3))
+    sums = net.conv(quantize("x"), weight * np.float32(2**-8), pads=[1, 1, 1, 1])
+    hidden = net.op("MaxPool", sums, kernel_shape=[2, 2]) if pool else sums
+    output = net.conv(quantize(hidden), net.signs(3, 24, 2, 2))
+    report = check(net.model(output, (domain,)), tmp_path, image(net, 2) * 2)
+    assert [layer.kind for layer in report.layers if layer.op == "binary_conv"] == ["3-bit conv", "1-bit x 4-bit conv"]
+    assert kinds(report).count("quantizer") == 1
