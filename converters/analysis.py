@@ -10,6 +10,7 @@ import numpy as np
 
 from .chains import ELEMENTWISE, Chain, Reader, Steps, accumulator_steps, float_steps, trace, with_result_axis
 from .graph import Array, Graph, Node, Shape, StepOf
+from .value_sets import few_values
 from .values import Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
 
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -258,6 +259,9 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return weights
     source = bit_source(analysis, constant.activation)
     if isinstance(source, str):
+        packed = _packed_again(analysis, node, constant.activation)
+        source = source if packed is None else packed
+    if isinstance(source, str):
         hint = ""
         if weights.values == (-1, 1) and not _is_model_input(graph, constant.activation):
             hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
@@ -271,6 +275,34 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return "the accumulator can exceed 2^24"
     scale = weights.scale * source.steps.levels.scale
     return IntegerMac(node, weights, source, scale, constant.bias, _some_of(bound, step), step)
+
+
+def _packed_again(analysis: Analysis, node: Node, tensor: str) -> BitSource | None:
+    """A quantizer in front of ``node`` that changes nothing, where its input holds few values but is no packed tensor.
+
+    The values of a quantizer that were joined, shuffled or added up are floats at run time, and few: each lies between
+    two thresholds.
+    """
+    graph = analysis.graph
+    rank = len(graph.shapes[tensor])
+    name = f"{tensor}/packed"
+    if name not in analysis.steps:
+        values = few_values(graph, tensor, analysis.steps_of) if rank in (2, 4) else None
+        levels = None if values is None or values.dtype != np.float32 else small_lattice(values)
+        if values is None or levels is None or isinstance(levels, str) or encode_levels(levels.levels) is None:
+            return None
+        identity = Node("Identity", f"{graph.producers[tensor].name}/packed", [tensor], [name])
+        place = graph.positions[id(graph.producers[tensor])] + 1
+        graph.replace_nodes([*graph.nodes[:place], identity, *graph.nodes[place:]])
+        graph.shapes[name], graph.dtypes[name] = graph.shapes[tensor], graph.dtypes[tensor]
+        chain = Chain(tensor, name, (identity,), None, 1, 1, True)
+        ascending = np.sort(values)[np.newaxis]
+        middles = (ascending[:, :-1].astype(np.float64) + ascending[:, 1:]) / 2
+        never = np.zeros(1, bool)
+        analysis.steps[name] = Steps(chain, levels, middles.astype(np.float32), never, never, ascending[0])
+    node.inputs[0] = name
+    source = bit_source(analysis, name)
+    return None if isinstance(source, str) else source
 
 
 def _is_model_input(graph: Graph, tensor: str) -> bool:

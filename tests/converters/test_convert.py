@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -658,6 +659,64 @@ def test_a_pool_behind_a_transpose_pools_the_axes_that_it_sees(tmp_path: Path) -
     signs = net.op("Transpose", net.op("Sign", pooled), perm=[0, 3, 1, 2])
     model = net.model(net.conv(signs, net.signs(5, 4, 3, 3)))
     check(model, tmp_path, image(net))
+
+
+def joined(net: Net, x: str) -> str:
+    return net.op("Concat", x, net.op("Sign", net.batch_norm("x", 4)), axis=1)
+
+
+def gathered(net: Net, x: str) -> str:
+    return net.op("Gather", x, net.constant([3, 1, 1, 0, 2, 2], np.int64), axis=1)
+
+
+def shuffled(net: Net, x: str) -> str:
+    groups = net.op("Reshape", x, net.constant([0, 2, 2, 8, 8], np.int64))
+    swapped = net.op("Transpose", groups, perm=[0, 2, 1, 3, 4])
+    return net.op("Reshape", swapped, net.constant([0, 4, 8, 8], np.int64))
+
+
+def added(net: Net, x: str) -> str:
+    return net.op("Add", x, net.op("Sign", net.batch_norm("x", 4)))
+
+
+def gated(net: Net, x: str) -> str:
+    return net.op("Mul", x, net.op("Relu", net.op("Sign", net.batch_norm("x", 4))))
+
+
+def padded_and_pooled(net: Net, x: str) -> str:
+    """The Pad adds channels, and a value to those of a Sign."""
+    pad = net.op("Pad", x, net.constant([0, 1, 0, 0, 0, 1, 0, 0], np.int64), net.constant(2.0))
+    return net.op("MaxPool", pad, kernel_shape=[2, 2])
+
+
+@pytest.mark.parametrize(
+    ("combine", "bits"),
+    [
+        (joined, "1 x 2"),
+        (gathered, "1 x 2"),
+        (shuffled, "1 x 2"),
+        (added, "1 x 3"),
+        (gated, "1 x 2"),
+        (padded_and_pooled, "1 x 2"),
+    ],
+)
+def test_few_values_are_packed_however_they_were_combined(
+    combine: Callable[[Net, str], str], bits: str, tmp_path: Path
+) -> None:
+    net = Net(("N", 4, 8, 8))
+    y = combine(net, sign(net, "x"))
+    channels = {joined: 8, gathered: 6, padded_and_pooled: 6}.get(combine, 4)
+    model = net.model(net.conv(y, net.signs(5, channels, 3, 3)))
+    report = check(model, tmp_path, np.rint(2 * image(net)) / 2)
+    assert report.layers[-1].bits == bits
+
+
+def test_many_values_are_not_packed(tmp_path: Path) -> None:
+    net = Net(("N", 4, 8, 8))
+    y = net.op("Concat", sign(net, "x"), net.op("Relu", "x"), axis=1)
+    report = check(net.model(net.conv(y, net.signs(5, 8, 3, 3))), tmp_path, image(net), tolerance=1e-6)
+    assert report.layers[-1].kind == "float conv"
+    assert "Concat" in report.layers[-1].reason
 
 
 def test_the_report_says_why_a_layer_is_float(tmp_path: Path) -> None:

@@ -657,6 +657,28 @@ add("dorefa_2_2", lambda: DoReFaNet(2, 2), (3, 8, 8))
 add("dorefa_3_3", lambda: DoReFaNet(3, 3), (3, 8, 8))
 
 
+class JoinedSigns(nn.Module):
+    """Signs that are concatenated, shuffled between groups and added up before a convolution reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = SignConv(4, 4, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(4)
+        self.conv2 = SignConv(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.conv3 = SignConv(8, 6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        signs = sign_where_ge(x)
+        both = torch.cat([signs, sign_where_ge(self.bn1(self.conv1(signs)))], dim=1)
+        n, c, h, w = both.shape
+        shuffled = both.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.conv3(sign_where_ge(self.bn2(self.conv2(shuffled))) + shuffled)
+
+
+add("joined_signs", JoinedSigns, (4, 8, 8), step=0.5)
+
+
 # Files that exporters get wrong ---------------------------------------------------------------------------------------
 
 
