@@ -172,6 +172,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="print the values that each layer's weights, inputs and sums can take, and why a float layer is float",
     )
 
+    importer = command(
+        "import-deep-compression",
+        _import_deep_compression,
+        "Put the weights of a file in Deep Compression's AlexNet format into an ONNX model of the same layers.",
+    )
+    importer.add_argument("file", type=Path, help="the compressed network")
+    importer.add_argument("--model", type=Path, required=True, help="ONNX file with these layers, weights of any value")
+    importer.add_argument("--out", type=Path, required=True, help="ONNX file to write")
+
     inspect = command("inspect", _inspect, "Show the layers of a .tacbin file.")
     inspect.add_argument("model", type=Path)
 
@@ -365,6 +374,23 @@ def _convert(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import_deep_compression(args: argparse.Namespace) -> int:
+    try:
+        from tac_engine.converters.deep_compression import import_deep_compression
+    except ImportError as error:
+        raise InvalidInputError(f"the import needs onnx ({error}): pip install 'tac_engine[convert]'") from None
+    layers = import_deep_compression(args.file, args.model, args.out)
+    rows = [(layer.name, layer.weight.shape, int(np.count_nonzero(layer.weight))) for layer in layers]
+    if args.json:
+        listed = [{"name": name, "shape": list(shape), "kept": kept} for name, shape, kept in rows]
+        print(json.dumps({"target": str(args.out), "layers": listed}, indent=2))
+        return 0
+    cells = [(name, "x".join(map(str, shape)), f"{kept / math.prod(shape):.1%}") for name, shape, kept in rows]
+    print(format_table(("layer", "weights", "kept"), cells, frozenset({2})))
+    print(f"{len(rows)} layers of {args.file} -> {args.out}")
+    return 0
+
+
 def _verify(args: argparse.Namespace) -> int:
     try:
         from tac_engine.converters.verify import verify
@@ -384,7 +410,11 @@ def _float_bytes(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) ->
         outputs = tensors[fields["output"]]["dims"][-1]
         inputs = tensors[fields["input"]]["dims"][-1] // fields["groups"]
         return 4 * int(outputs * inputs * math.prod(fields["kernel"]))
-    if op["kind"] == "codebook_linear":
+    if op["kind"] == "coded_conv":
+        outputs = tensors[fields["output"]]["dims"][-1]
+        inputs = tensors[fields["input"]]["dims"][-1] // fields["groups"]
+        return 4 * int(outputs * inputs * math.prod(fields["kernel"])) + int(fields["bias"]["bytes"])
+    if op["kind"] in ("codebook_linear", "coded_linear"):
         outputs = tensors[fields["output"]]["dims"][-1]
         inputs = tensors[fields["input"]]["dims"][-1]
         return 4 * int(outputs * inputs) + int(fields["bias"]["bytes"])
@@ -398,6 +428,8 @@ def _bits(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> str:
         return f"{len(op['fields']['w_coefs'])} x {planes}"
     if op["kind"] == "codebook_linear":
         return f"{op['fields']['code_bits']} x {16 if op['fields']['levels']['bytes'] else 32}"
+    if op["kind"] in ("coded_conv", "coded_linear"):
+        return f"{op['fields']['code_bits'] or 32} x 32"
     return ""
 
 
