@@ -16,8 +16,9 @@ from .values import Encoding, Table, WeightLattice, encode_levels, small_lattice
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
 FLOAT_ELEMENTWISE = frozenset(
-    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Exp Floor HardSigmoid HardSwish LeakyRelu Max
-    Min Mul Neg PRelu Pow Quant QuantizeLinear Relu Round Sigmoid Sign Sqrt Sub Tanh""".split()
+    """Abs Add BatchNormalization Ceil Clip DequantizeLinear Div Elu Erf Exp Floor HardSigmoid HardSwish LeakyRelu Max
+    Min Mul Neg PRelu Pow Quant QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh
+    ThresholdedRelu""".split()
 )
 _STEPS_ONLY = ELEMENTWISE - FLOAT_ELEMENTWISE
 _MAX_ACCUMULATOR = 1 << 24  # float32 holds every integer up to here

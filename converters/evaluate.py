@@ -268,6 +268,17 @@ def _batch_normalization(node: Node, inputs: list[Array | None]) -> list[Array]:
     return [y.astype(x.dtype)]
 
 
+def _lrn(node: Node, inputs: list[Array | None]) -> list[Array]:
+    # onnx.reference normalises only as many channels as there are samples.
+    (x,) = _required(inputs)
+    size, channels = node.attrs["size"], x.shape[1]
+    squares = np.zeros((x.shape[0], channels + size - 1, *x.shape[2:]), x.dtype)
+    squares[:, (size - 1) // 2 : (size - 1) // 2 + channels] = x * x
+    sums = np.sum([squares[:, i : i + channels] for i in range(size)], axis=0, dtype=x.dtype)
+    alpha, beta, bias = (x.dtype.type(node.attrs[name]) for name in ("alpha", "beta", "bias"))
+    return [x / (bias + alpha / x.dtype.type(size) * sums) ** beta]
+
+
 _OWN: dict[str, Callable[[Node, list[Array | None]], list[Array] | None]] = {
     "Conv": _conv,
     "MaxPool": _max_pool,
@@ -284,6 +295,7 @@ _OWN: dict[str, Callable[[Node, list[Array | None]], list[Array] | None]] = {
     "QuantizeLinear": _quantize_linear,
     "DequantizeLinear": _dequantize_linear,
     "BatchNormalization": _batch_normalization,
+    "LRN": _lrn,
     **dict.fromkeys(_REDUCTIONS, _reduce),
 }
 

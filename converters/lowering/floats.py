@@ -81,19 +81,49 @@ def batch_normalization(lowering: Lowering, node: Node) -> Stored:
 
 def _binary(kind: str) -> Callable[[Lowering, Node], Stored]:
     def rule(lowering: Lowering, node: Node) -> Stored:
-        graph = lowering.graph
-        left, right = node.inputs
-        if graph.is_constant(right):
-            return with_constant(
-                lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, True
-            )
-        if graph.is_constant(left):
-            return with_constant(
-                lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, True
-            )
-        return combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node))
+        return binary_of(lowering, node, kind, *node.inputs)
 
     return rule
+
+
+def binary_of(lowering: Lowering, node: Node, kind: str, left: str, right: str, *, last: bool = True) -> Stored:
+    """``kind`` of two tensors of which one may be constant."""
+    graph = lowering.graph
+    if graph.is_constant(right):
+        return with_constant(lowering, node, kind, lowering.float_of(left, node), graph.constants[right], False, last)
+    if graph.is_constant(left):
+        return with_constant(lowering, node, kind, lowering.float_of(right, node), graph.constants[left], True, last)
+    return combine(lowering, node, kind, lowering.float_of(left, node), lowering.float_of(right, node), last=last)
+
+
+def power(lowering: Lowering, node: Node) -> Stored:
+    """Squares, of which statistics are made, without a call of pow."""
+    base, exponent = node.inputs
+    constant = lowering.graph.constants.get(exponent)
+    if constant is not None and constant.size == 1 and constant.reshape(()) == 2.0:
+        stored = lowering.float_of(base, node)
+        return combine(lowering, node, "mul", stored, stored)
+    return _binary("pow")(lowering, node)
+
+
+def gelu(lowering: Lowering, node: Node) -> Stored:
+    kind = "gelu_tanh" if node.attrs.get("approximate", "none") == "tanh" else "gelu"
+    return unary(lowering, node, lowering.float_of(node.inputs[0], node), kind)
+
+
+def local_response_normalisation(lowering: Lowering, node: Node) -> Stored:
+    emit = lowering.emit
+    stored = lowering.float_of(node.inputs[0], node)
+    if len(stored.dims) == 3:
+        stored = emit.nhwc(stored, node)
+    elif len(stored.dims) == 1:
+        stored = emit.plain(stored, node)
+    else:
+        raise NotLowered(node, f"its input has rank {len(stored.dims) + 1}, expected 2 or 4")
+    fields = {"input": stored.tensor, **{name: node.attrs[name] for name in ("size", "alpha", "beta", "bias")}}
+    tensor = emit.op("lrn", node, fields, stored.dims, holds=node.output, layout=stored.layout)
+    emit.row(node, "lrn", "local response norm", stored.dims, "32", 0, 0)
+    return Stored(tensor, stored.dims, stored.layout)
 
 
 def with_constant(
@@ -160,6 +190,18 @@ RULES: dict[str, Callable[[Lowering, Node], Stored]] = {
     "Div": _binary("div"),
     "Min": _binary("min"),
     "Max": _binary("max"),
-    "Pow": _binary("pow"),
+    "Pow": power,
     "PRelu": _binary("prelu"),
+    "Elu": _simple("elu", alpha=1.0),
+    "Selu": _simple("selu", alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
+    "Celu": _simple("celu", alpha=1.0),
+    "Softplus": _simple("softplus"),
+    "Softsign": _simple("softsign"),
+    "Erf": _simple("erf"),
+    "Gelu": gelu,
+    "Reciprocal": _simple("reciprocal"),
+    "Log": _simple("log"),
+    "Mish": _simple("mish"),
+    "ThresholdedRelu": _simple("thresholded_relu", alpha=1.0),
+    "LRN": local_response_normalisation,
 }

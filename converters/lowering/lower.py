@@ -10,7 +10,7 @@ from ...errors import UnsupportedModelError
 from ..analysis import FLOAT_ELEMENTWISE, MAC_OPS, Analysis
 from ..chains import ELEMENTWISE, Steps
 from ..graph import Array, Node, Offender, Shape, describe_offenders
-from . import floats, integer, macs, moves, quantizers
+from . import floats, integer, logic, macs, moves, quantizers
 from .emitter import Emitter, NotLowered, Stored, StoredBits
 
 Rule = Callable[["Lowering", Node], Stored]
@@ -115,7 +115,7 @@ class Lowering:
             raise NotLowered(node, f"arithmetic on {dtype} wraps around; only float32 runs")
         if node.op in MAC_OPS and not node.domain:
             return macs.RULES[node.op]
-        for rules in (floats.RULES, quantizers.RULES, moves.RULES):
+        for rules in (floats.RULES, logic.RULES, quantizers.RULES, moves.RULES):
             if node.op in rules:
                 return rules[node.op]
         if node.op in ELEMENTWISE and node.op not in FLOAT_ELEMENTWISE:

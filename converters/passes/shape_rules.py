@@ -204,6 +204,14 @@ def _batch_normalization(inputs: RuleInputs) -> list[Typed]:
     return [(shape, _same_dtype(inputs, range(5)))]
 
 
+def _lrn(inputs: RuleInputs) -> list[Typed]:
+    size = inputs.node.attrs["size"]
+    if size < 1:
+        raise RuleError(f"size {size}: at least 1 is expected")
+    _static(inputs.shape(0)[1], "normalising over the batch axis")
+    return _float_only(inputs)
+
+
 def _cast(inputs: RuleInputs) -> list[Typed]:
     to = inputs.node.attrs["to"]
     try:
@@ -676,6 +684,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **{("", op): _arithmetic for op in ARITHMETIC_OPS},
     **{("", op): _comparison for op in COMPARISON_OPS | LOGIC_OPS},
     **{("", op): _reduce for op in REDUCTIONS},
+    ("", "LRN"): _lrn,
     ("", "Not"): _not,
     ("", "IsNaN"): _is_predicate,
     ("", "IsInf"): _is_predicate,

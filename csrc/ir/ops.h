@@ -273,13 +273,34 @@ enum class UnaryKind : std::uint8_t {
   kSign = 11,  // -1, 0, 1; NaN stays NaN
   kFloor = 12,
   kCeil = 13,
-  kRound = 14,  // half to even
+  kRound = 14,     // half to even
+  kElu = 15,       // x < 0 ? alpha * (exp(x) - 1) : x
+  kSelu = 16,      // beta * elu(x)
+  kCelu = 17,      // x < 0 ? alpha * (exp(x / alpha) - 1) : x
+  kSoftplus = 18,  // log(exp(x) + 1)
+  kSoftsign = 19,  // x / (1 + |x|)
+  kErf = 20,
+  kGelu = 21,      // x * (1 + erf(x / sqrt(2))) / 2
+  kGeluTanh = 22,  // x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2
+  kReciprocal = 23,
+  kLog = 24,
+  kMish = 25,             // x * tanh(softplus(x))
+  kThresholdedRelu = 26,  // x > alpha ? x : 0
+  kTrunc = 27,            // towards 0
 };
 template <>
 struct EnumNames<UnaryKind> {
-  static constexpr std::array<std::string_view, 15> kNames{
-      "relu", "clip", "leaky_relu", "sigmoid", "tanh",  "hard_sigmoid", "hard_swish", "abs",
-      "neg",  "sqrt", "exp",        "sign",    "floor", "ceil",         "round"};
+  static constexpr std::array<std::string_view, 28> kNames{
+      "relu",       "clip",      "leaky_relu",
+      "sigmoid",    "tanh",      "hard_sigmoid",
+      "hard_swish", "abs",       "neg",
+      "sqrt",       "exp",       "sign",
+      "floor",      "ceil",      "round",
+      "elu",        "selu",      "celu",
+      "softplus",   "softsign",  "erf",
+      "gelu",       "gelu_tanh", "reciprocal",
+      "log",        "mish",      "thresholded_relu",
+      "trunc"};
 };
 
 struct Unary {
@@ -306,11 +327,14 @@ enum class BinaryKind : std::uint8_t {
   kMax = 5,
   kPow = 6,
   kPRelu = 7,  // a < 0 ? b * a : a
+  kLess = 8,   // 1 where it holds, else 0; so are the others
+  kLessOrEqual = 9,
+  kEqual = 10,
 };
 template <>
 struct EnumNames<BinaryKind> {
-  static constexpr std::array<std::string_view, 8> kNames{"add", "sub", "mul", "div",
-                                                          "min", "max", "pow", "prelu"};
+  static constexpr std::array<std::string_view, 11> kNames{
+      "add", "sub", "mul", "div", "min", "max", "pow", "prelu", "less", "less_or_equal", "equal"};
 };
 
 // kF32 elementwise with NumPy broadcasting over the per-sample dims (aligned at the last axis).
@@ -516,6 +540,39 @@ struct CodedLinear {
     v("input", input);
     v("output", output);
     weights.fields(v);
+    v("bias", bias);
+  }
+};
+
+// kF32: a where the condition is not 0, else b; broadcasting as Binary. Inputs may be constants,
+// but not all of them.
+struct Where {
+  TensorId condition = 0, a = 0, b = 0, output = 0;
+
+  template <class V>
+  void fields(V& v) {
+    v("condition", condition);
+    v("a", a);
+    v("b", b);
+    v("output", output);
+  }
+};
+
+// kF32 [..., C]: y[c] = x[c] / (bias + alpha / size * sum of x^2)^beta, the sum over the channels
+// from c - floor((size - 1) / 2) to c + ceil((size - 1) / 2) that there are (Krizhevsky et al.,
+// ImageNet Classification with Deep Convolutional Neural Networks, 2012, section 3.3).
+struct Lrn {
+  TensorId input = 0, output = 0;
+  std::int64_t size = 1;
+  float alpha = 0.0F, beta = 0.0F, bias = 1.0F;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    v("size", size);
+    v("alpha", alpha);
+    v("beta", beta);
     v("bias", bias);
   }
 };

@@ -709,16 +709,37 @@ class Validator {
     const Tensor& a = read(op.a, DType::kF32, true);
     const Tensor& b = read(op.b, DType::kF32, true);
     require(!a.is_constant || !b.is_constant, "both inputs are constants");
-    const std::size_t rank = std::max(a.dims.size(), b.dims.size());
+    write(op.output, DType::kF32, broadcast(a.dims, b.dims));
+  }
+
+  void check(Where& op) {
+    const Tensor& condition = read(op.condition, DType::kF32, true);
+    const Tensor& a = read(op.a, DType::kF32, true);
+    const Tensor& b = read(op.b, DType::kF32, true);
+    require(!condition.is_constant || !a.is_constant || !b.is_constant, "all inputs are constants");
+    write(op.output, DType::kF32, broadcast(condition.dims, broadcast(a.dims, b.dims)));
+  }
+
+  Dims broadcast(const Dims& a, const Dims& b) const {
+    const std::size_t rank = std::max(a.size(), b.size());
     Dims dims(rank, 1);
     for (std::size_t i = 0; i < rank; ++i) {
-      const std::int64_t da = i < a.dims.size() ? a.dims[a.dims.size() - 1 - i] : 1;
-      const std::int64_t db = i < b.dims.size() ? b.dims[b.dims.size() - 1 - i] : 1;
-      require(da == db || da == 1 || db == 1,
-              text(a.dims) + " and " + text(b.dims) + " do not broadcast");
+      const std::int64_t da = i < a.size() ? a[a.size() - 1 - i] : 1;
+      const std::int64_t db = i < b.size() ? b[b.size() - 1 - i] : 1;
+      require(da == db || da == 1 || db == 1, text(a) + " and " + text(b) + " do not broadcast");
       dims[rank - 1 - i] = std::max(da, db);
     }
-    write(op.output, DType::kF32, dims);
+    return dims;
+  }
+
+  void check(Lrn& op) {
+    const Tensor& in = read(op.input, DType::kF32);
+    require(!in.dims.empty(), "it needs a channel axis", in.name);
+    write(op.output, DType::kF32, in.dims);
+    require(op.size >= 1 && op.size <= kMaxWindow,
+            "size " + std::to_string(op.size) + ", expected 1 .. 2^16");
+    require(std::isfinite(op.alpha) && std::isfinite(op.beta) && std::isfinite(op.bias),
+            "alpha, beta and bias must be finite");
   }
 
   std::size_t check_axis(std::int64_t axis, const Tensor& t) const {

@@ -21,6 +21,10 @@ std::size_t out_size(std::size_t in, std::size_t kernel, std::size_t stride, std
 float larger(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? NAN : std::fmax(a, b);
 }
+// The logarithm of 1 + exp(x); beyond 700 the exponential has no double, and the 1 no weight.
+double softplus(double x) {
+  return x > 700.0 ? x : std::log1p(std::exp(x));
+}
 float smaller(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? NAN : std::fmin(a, b);
 }
@@ -154,6 +158,29 @@ float unary(UnaryKind kind, float alpha, float beta, float x) {
       const bool up = rest > 0.5 || (rest == 0.5 && std::fmod(below, 2.0) != 0.0);
       return std::copysign(static_cast<float>(up ? below + 1.0 : below), x);
     }
+    case UnaryKind::kElu: return static_cast<float>(x < 0.0F ? alpha * std::expm1(wide) : wide);
+    case UnaryKind::kSelu:
+      return static_cast<float>(beta * (x < 0.0F ? alpha * std::expm1(wide) : wide));
+    case UnaryKind::kCelu:
+      return static_cast<float>(x < 0.0F ? alpha * std::expm1(wide / alpha) : wide);
+    case UnaryKind::kSoftplus: return static_cast<float>(softplus(wide));
+    case UnaryKind::kSoftsign: {
+      const float divisor = 1.0F + std::fabs(x);
+      return x / divisor;
+    }
+    case UnaryKind::kErf: return static_cast<float>(std::erf(wide));
+    case UnaryKind::kGelu:
+      return static_cast<float>(0.5 * wide * (1.0 + std::erf(wide / std::sqrt(2.0))));
+    case UnaryKind::kGeluTanh: {
+      const double slope = std::sqrt(2.0 / std::acos(-1.0));
+      return static_cast<float>(0.5 * wide *
+                                (1.0 + std::tanh(slope * (wide + 0.044715 * std::pow(wide, 3.0)))));
+    }
+    case UnaryKind::kReciprocal: return 1.0F / x;
+    case UnaryKind::kLog: return static_cast<float>(std::log(wide));
+    case UnaryKind::kMish: return static_cast<float>(wide * std::tanh(softplus(wide)));
+    case UnaryKind::kThresholdedRelu: return x > alpha ? x : 0.0F;
+    case UnaryKind::kTrunc: return x < 0.0F ? std::ceil(x) : std::floor(x);
   }
   return NAN;
 }
@@ -169,6 +196,9 @@ float binary(BinaryKind kind, float a, float b) {
     case BinaryKind::kPow:
       return static_cast<float>(std::pow(static_cast<double>(a), static_cast<double>(b)));
     case BinaryKind::kPRelu: return a < 0.0F ? b * a : a;
+    case BinaryKind::kLess: return a < b ? 1.0F : 0.0F;
+    case BinaryKind::kLessOrEqual: return a <= b ? 1.0F : 0.0F;
+    case BinaryKind::kEqual: return a == b ? 1.0F : 0.0F;
   }
   return NAN;
 }

@@ -45,7 +45,7 @@ std::vector<Sum> conv(const WindowShape& shape, std::size_t outputs,
 std::vector<float> pool(const WindowShape& shape, bool ceil_mode, bool average,
                         bool count_include_pad, const std::vector<float>& x);
 
-// Rounded once from double precision where the kind is exp, tanh or sigmoid; exact for the others.
+// Rounded once from double precision where the kind is no plain arithmetic; exact for the others.
 float unary(UnaryKind kind, float alpha, float beta, float x);
 float binary(BinaryKind kind, float a, float b);
 

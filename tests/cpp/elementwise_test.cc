@@ -15,14 +15,21 @@ using test::GuardedBuffer;
 
 constexpr std::size_t kSizes[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 127, 128, 129};
 constexpr UnaryKind kUnaryKinds[] = {
-    UnaryKind::kRelu,  UnaryKind::kClip,        UnaryKind::kLeakyRelu, UnaryKind::kSigmoid,
-    UnaryKind::kTanh,  UnaryKind::kHardSigmoid, UnaryKind::kHardSwish, UnaryKind::kAbs,
-    UnaryKind::kNeg,   UnaryKind::kSqrt,        UnaryKind::kExp,       UnaryKind::kSign,
-    UnaryKind::kFloor, UnaryKind::kCeil,        UnaryKind::kRound};
+    UnaryKind::kRelu,      UnaryKind::kClip,     UnaryKind::kLeakyRelu,
+    UnaryKind::kSigmoid,   UnaryKind::kTanh,     UnaryKind::kHardSigmoid,
+    UnaryKind::kHardSwish, UnaryKind::kAbs,      UnaryKind::kNeg,
+    UnaryKind::kSqrt,      UnaryKind::kExp,      UnaryKind::kSign,
+    UnaryKind::kFloor,     UnaryKind::kCeil,     UnaryKind::kRound,
+    UnaryKind::kElu,       UnaryKind::kSelu,     UnaryKind::kCelu,
+    UnaryKind::kSoftplus,  UnaryKind::kSoftsign, UnaryKind::kErf,
+    UnaryKind::kGelu,      UnaryKind::kGeluTanh, UnaryKind::kReciprocal,
+    UnaryKind::kLog,       UnaryKind::kMish,     UnaryKind::kThresholdedRelu,
+    UnaryKind::kTrunc};
 static_assert(std::size(kUnaryKinds) == EnumNames<UnaryKind>::kNames.size());
-constexpr BinaryKind kBinaryKinds[] = {BinaryKind::kAdd, BinaryKind::kSub,  BinaryKind::kMul,
-                                       BinaryKind::kDiv, BinaryKind::kMin,  BinaryKind::kMax,
-                                       BinaryKind::kPow, BinaryKind::kPRelu};
+constexpr BinaryKind kBinaryKinds[] = {
+    BinaryKind::kAdd,  BinaryKind::kSub,         BinaryKind::kMul,  BinaryKind::kDiv,
+    BinaryKind::kMin,  BinaryKind::kMax,         BinaryKind::kPow,  BinaryKind::kPRelu,
+    BinaryKind::kLess, BinaryKind::kLessOrEqual, BinaryKind::kEqual};
 static_assert(std::size(kBinaryKinds) == EnumNames<BinaryKind>::kNames.size());
 
 // Values where float arithmetic is special, and those next to them.
@@ -58,7 +65,21 @@ std::vector<float> special_values() {
 }
 
 bool is_transcendental(UnaryKind kind) {
-  return kind == UnaryKind::kSigmoid || kind == UnaryKind::kTanh || kind == UnaryKind::kExp;
+  switch (kind) {
+    case UnaryKind::kSigmoid:
+    case UnaryKind::kTanh:
+    case UnaryKind::kExp:
+    case UnaryKind::kElu:
+    case UnaryKind::kSelu:
+    case UnaryKind::kCelu:
+    case UnaryKind::kSoftplus:
+    case UnaryKind::kErf:
+    case UnaryKind::kGelu:
+    case UnaryKind::kGeluTanh:
+    case UnaryKind::kLog:
+    case UnaryKind::kMish: return true;
+    default: return false;
+  }
 }
 
 // Within 4 units in the last place of `expected`, or 1e-7.
@@ -120,8 +141,9 @@ TEST_P(ElementwiseF32, UnaryAgreesAtSpecialValues) {
 TEST_P(ElementwiseF32, TranscendentalsStayWithinTheirBoundOverTheirRange) {
   std::vector<float> x;
   for (int i = -1100000; i <= 1100000; i += 7) x.push_back(static_cast<float>(i) * 1e-4F);
-  for (const UnaryKind kind : {UnaryKind::kSigmoid, UnaryKind::kTanh, UnaryKind::kExp})
-    check_unary(kind, 0, 0, x, 0, false);
+  for (const UnaryKind kind : kUnaryKinds) {
+    if (is_transcendental(kind)) check_unary(kind, 0.75F, 1.25F, x, 0, false);
+  }
 }
 
 TEST_P(ElementwiseF32, AffineIsBitEqualToTwoRoundings) {

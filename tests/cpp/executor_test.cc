@@ -716,7 +716,7 @@ TEST(Executor, UnaryThatRoundsOnce) {
   for (const UnaryKind kind :
        {UnaryKind::kRelu, UnaryKind::kClip, UnaryKind::kLeakyRelu, UnaryKind::kHardSigmoid,
         UnaryKind::kAbs, UnaryKind::kNeg, UnaryKind::kSign, UnaryKind::kFloor, UnaryKind::kCeil,
-        UnaryKind::kRound}) {
+        UnaryKind::kRound, UnaryKind::kSoftsign, UnaryKind::kThresholdedRelu, UnaryKind::kTrunc}) {
     Builder b(13);
     const TensorId x = b.input({23});
     b.output(b.add(Unary{x, b.f32({23}), kind, 0.25F, 0.5F}));
@@ -727,10 +727,12 @@ TEST(Executor, UnaryThatRoundsOnce) {
 
 TEST(Executor, UnaryThatIsTranscendental) {
   for (const UnaryKind kind :
-       {UnaryKind::kSigmoid, UnaryKind::kTanh, UnaryKind::kExp, UnaryKind::kHardSwish}) {
+       {UnaryKind::kSigmoid, UnaryKind::kTanh, UnaryKind::kExp, UnaryKind::kHardSwish,
+        UnaryKind::kElu, UnaryKind::kSelu, UnaryKind::kCelu, UnaryKind::kSoftplus, UnaryKind::kErf,
+        UnaryKind::kGelu, UnaryKind::kGeluTanh, UnaryKind::kMish}) {
     Builder b(17);
     const TensorId x = b.input({5000});  // several items
-    b.output(b.add(Unary{x, b.f32({5000}), kind, 0.0F, 0.0F}));
+    b.output(b.add(Unary{x, b.f32({5000}), kind, 0.5F, 2.0F}));
     // 4 units in the last place (elementwise.h); hard swish rounds three times.
     expect_naive(b.graph(), 5e-7,
                  std::string(EnumNames<UnaryKind>::kNames[static_cast<std::size_t>(kind)]));
@@ -755,8 +757,9 @@ TEST(Executor, BinaryBroadcasts) {
                                 {{}, {3}},
                                 {{}, {}}};
   for (const auto& [a, c] : cases) {
-    for (const BinaryKind kind : {BinaryKind::kAdd, BinaryKind::kSub, BinaryKind::kMul,
-                                  BinaryKind::kMin, BinaryKind::kMax, BinaryKind::kPRelu}) {
+    for (const BinaryKind kind :
+         {BinaryKind::kAdd, BinaryKind::kSub, BinaryKind::kMul, BinaryKind::kMin, BinaryKind::kMax,
+          BinaryKind::kPRelu, BinaryKind::kLess, BinaryKind::kLessOrEqual, BinaryKind::kEqual}) {
       const auto out = [&] {
         Dims dims(std::max(a.size(), c.size()), 1);
         for (std::size_t i = 0; i < dims.size(); ++i) {
@@ -774,6 +777,41 @@ TEST(Executor, BinaryBroadcasts) {
       b.output(b.add(Binary{x, b.constant(c), b.f32(out), kind}));
       b.output(b.add(Binary{b.constant(a), y, b.f32(out), kind}));
       expect_naive(b.graph());
+    }
+  }
+}
+
+TEST(Executor, WhereBroadcasts) {
+  struct Case {
+    Dims condition, a, b, out;
+  };
+  for (const auto& [condition, a, c, out] :
+       std::vector<Case>{{{6, 5, 4}, {6, 5, 4}, {6, 5, 4}, {6, 5, 4}},
+                         {{6, 5, 1}, {4}, {6, 1, 4}, {6, 5, 4}},
+                         {{1}, {3, 1, 2}, {5, 1}, {3, 5, 2}},
+                         {{}, {}, {}, {}},
+                         {{2, 1, 2, 1, 2, 1, 2, 1},
+                          {1, 3, 1, 1, 1, 3, 1, 3},
+                          {1, 1, 1, 3, 1, 1, 1, 1},
+                          {2, 3, 2, 3, 2, 3, 2, 3}}}) {
+    Builder b(19);
+    const TensorId x = b.input(condition), y = b.input(a), z = b.input(c);
+    b.output(b.add(Where{x, y, z, b.f32(out)}));
+    b.output(b.add(Where{b.constant(condition), y, z, b.f32(out)}));
+    b.output(b.add(Where{x, b.constant(a), b.constant(c), b.f32(out)}));
+    expect_naive(b.graph());
+  }
+}
+
+TEST(Executor, NormalisesChannels) {
+  for (const std::int64_t size : {1, 2, 3, 5, 40}) {
+    for (const float beta : {0.75F, 0.5F}) {
+      Builder b(20);
+      const TensorId x = b.input({7, 6, 33});
+      b.output(b.add(Lrn{x, b.f32({7, 6, 33}), size, 0.5F, beta, 2.0F}));
+      const TensorId flat = b.input({5000});
+      b.output(b.add(Lrn{flat, b.f32({5000}), size, 1e-4F, beta, 1.0F}));
+      expect_naive(b.graph(), 1e-6);
     }
   }
 }

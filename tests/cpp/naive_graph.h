@@ -13,6 +13,7 @@
 
 #include "ir/graph.h"
 #include "reference/codebook_reference.h"
+#include "reference/float_reference.h"
 
 namespace tac::test {
 
@@ -317,6 +318,19 @@ class NaiveGraph {
           case UnaryKind::kFloor: return std::floor(x);
           case UnaryKind::kCeil: return std::ceil(x);
           case UnaryKind::kRound: return std::nearbyint(x);
+          case UnaryKind::kSoftsign: return x / double{f32(1 + std::abs(x))};
+          case UnaryKind::kReciprocal: return 1 / x;
+          case UnaryKind::kThresholdedRelu: return x > a ? x : 0;
+          case UnaryKind::kTrunc: return x < 0 ? std::ceil(x) : std::floor(x);
+          case UnaryKind::kElu:
+          case UnaryKind::kSelu:
+          case UnaryKind::kCelu:
+          case UnaryKind::kSoftplus:
+          case UnaryKind::kErf:
+          case UnaryKind::kGelu:
+          case UnaryKind::kGeluTanh:
+          case UnaryKind::kLog:
+          case UnaryKind::kMish: return reference::unary(op.kind, op.alpha, op.beta, f32(x));
         }
         std::abort();
       }()));
@@ -340,9 +354,38 @@ class NaiveGraph {
           case BinaryKind::kMax: return std::max(a, b);
           case BinaryKind::kPow: return std::pow(a, b);
           case BinaryKind::kPRelu: return a < 0 ? b * a : a;
+          case BinaryKind::kLess: return a < b ? 1 : 0;
+          case BinaryKind::kLessOrEqual: return a <= b ? 1 : 0;
+          case BinaryKind::kEqual: return a == b ? 1 : 0;
         }
         std::abort();
       }()));
+    }
+  }
+
+  void eval(const Where& op) {
+    const Dims& dims = tensor(op.output).dims;
+    for (std::int64_t i = 0; i < count(dims); ++i) {
+      const auto at = [&](TensorId id) {
+        return values_[id][broadcast_index(i, dims, tensor(id).dims)];
+      };
+      values_[op.output].push_back(at(op.condition) != 0 ? at(op.a) : at(op.b));
+    }
+  }
+
+  void eval(const Lrn& op) {
+    const Values& x = values_[op.input];
+    const std::int64_t channels = tensor(op.input).dims.back();
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(x.size()); ++i) {
+      const std::int64_t c = i % channels;
+      double sum = 0;
+      for (std::int64_t k = c - (op.size - 1) / 2; k <= c + op.size / 2; ++k) {
+        if (k < 0 || k >= channels) continue;
+        const double v = x[static_cast<std::size_t>(i - c + k)];
+        sum += v * v;
+      }
+      const double divisor = op.bias + double{op.alpha} / static_cast<double>(op.size) * sum;
+      values_[op.output].push_back(x[static_cast<std::size_t>(i)] / std::pow(divisor, op.beta));
     }
   }
 

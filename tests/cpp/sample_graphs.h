@@ -32,6 +32,15 @@ BlobOf<T> filled(ModelWriter& w, std::size_t count, T value) {
   return w.own_array<T>(std::vector<T>(count, value));
 }
 
+inline TensorId constant_one(ModelWriter& w) {
+  Tensor one;
+  one.name = "one";
+  one.is_constant = true;
+  one.data = filled<float>(w, 1, 1.0F).bytes;
+  w.graph.tensors.push_back(one);
+  return static_cast<TensorId>(w.graph.tensors.size() - 1);
+}
+
 // A model that uses every op once, on an image [3, 4, 4].
 inline void build_every_op(ModelWriter& w) {
   Graph& g = w.graph;
@@ -130,8 +139,12 @@ inline void build_every_op(ModelWriter& w) {
   op("reduce", Reduce{mixed, total, ReduceKind::kL1, {0}});
   const TensorId scaled = f32("scaled", {18});
   op("rescale", Binary{rotated, total, scaled, BinaryKind::kMul});
+  const TensorId chosen = f32("chosen", {18});
+  op("where", Where{mixed, scaled, constant_one(w), chosen});
+  const TensorId normal = f32("normal", {18});
+  op("lrn", Lrn{chosen, normal, 3, 0.5F, 0.75F, 1.0F});
   const TensorId logits = f32("logits", {4});
-  op("linear", Linear{scaled, logits, filled<float>(w, 72, 0.5F), filled<float>(w, 4, 0.0F)});
+  op("linear", Linear{normal, logits, filled<float>(w, 72, 0.5F), filled<float>(w, 4, 0.0F)});
   const TensorId probabilities = f32("probabilities", {4});
   op("softmax", Softmax{logits, probabilities, 0, false});
   const TensorId best = add_tensor(g, "best", DType::kI64, {});

@@ -209,6 +209,17 @@ const std::vector<Break>& breaks() {
        }},
       {"coded_linear", "bias has a NaN",
        [](auto& w) { find<CodedLinear>(w).bias = test::filled<float>(w, 18, kNan); }},
+      {"where", "do not broadcast",
+       [](auto& w) { find<Where>(w).condition = w.graph.inputs[0].tensor; }},
+      {"where", "all inputs are constants",
+       [](auto& w) {
+         Where& op = find<Where>(w);
+         op.condition = op.a = op.b;
+       }},
+      {"lrn", "size 0, expected 1 .. 2^16", [](auto& w) { find<Lrn>(w).size = 0; }},
+      {"lrn", "size 65537", [](auto& w) { find<Lrn>(w).size = 65537; }},
+      {"lrn", "must be finite", [](auto& w) { find<Lrn>(w).beta = kNan; }},
+      {"lrn", "its dims are [17], expected [18]", [](auto& w) { tensor(w, "normal").dims = {17}; }},
       {"select", "axis 1 of dims [18]", [](auto& w) { find<Select>(w).axis = 1; }},
       {"select", "it selects nothing", [](auto& w) { find<Select>(w).indices = {}; }},
       {"select", "index 18 of axis 0",

@@ -4,6 +4,7 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/elementwise/libm_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx2 {

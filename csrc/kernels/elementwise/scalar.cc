@@ -5,6 +5,7 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/elementwise/libm_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
@@ -96,6 +97,19 @@ void unary_f32(UnaryKind kind, float alpha, float beta, std::size_t n_rows, std:
     case UnaryKind::kRound:
       apply(rintf);
       break;  // to even, the rounding mode of every thread of ours
+    case UnaryKind::kSoftsign: apply([](float v) { return v / (1.0F + fabsf(v)); }); break;
+    case UnaryKind::kReciprocal: apply([](float v) { return 1.0F / v; }); break;
+    case UnaryKind::kThresholdedRelu: apply([=](float v) { return v > alpha ? v : 0.0F; }); break;
+    case UnaryKind::kTrunc: apply(truncf); break;
+    case UnaryKind::kElu:
+    case UnaryKind::kSelu:
+    case UnaryKind::kCelu:
+    case UnaryKind::kSoftplus:
+    case UnaryKind::kErf:
+    case UnaryKind::kGelu:
+    case UnaryKind::kGeluTanh:
+    case UnaryKind::kLog:
+    case UnaryKind::kMish: apply([=](float v) { return libm_unary(kind, alpha, beta, v); }); break;
   }
 }
 
@@ -111,6 +125,11 @@ void binary_f32(BinaryKind kind, BinaryOperand a, BinaryOperand b, std::size_t n
     case BinaryKind::kMax: apply([](float u, float v) { return u != u || u > v ? u : v; }); break;
     case BinaryKind::kPow: apply(powf); break;
     case BinaryKind::kPRelu: apply([](float u, float v) { return u < 0.0F ? v * u : u; }); break;
+    case BinaryKind::kLess: apply([](float u, float v) { return u < v ? 1.0F : 0.0F; }); break;
+    case BinaryKind::kLessOrEqual:
+      apply([](float u, float v) { return u <= v ? 1.0F : 0.0F; });
+      break;
+    case BinaryKind::kEqual: apply([](float u, float v) { return u == v ? 1.0F : 0.0F; }); break;
   }
 }
 

@@ -160,7 +160,8 @@ class RowBinaryStep final : public TileStep {
   }
 
   bool chains(TensorId value) const noexcept override {
-    if (a_.tensor == b_.tensor || kind_ == BinaryKind::kDiv || kind_ == BinaryKind::kPow) {
+    if (a_.tensor == b_.tensor || kind_ == BinaryKind::kDiv || kind_ == BinaryKind::kPow ||
+        kind_ > BinaryKind::kPRelu) {
       return false;
     }
     return value == a_.tensor || kind_ == BinaryKind::kAdd || kind_ == BinaryKind::kMul;
