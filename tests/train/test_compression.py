@@ -12,6 +12,7 @@ from tac_engine.errors import InvalidInputError
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from tac_engine import train
+from tac_engine.train.compression import _sums_counted, _sums_masked
 
 SCHEDULE = (0.2, 0.4, 0.6, 0.7, 0.75)
 
@@ -61,6 +62,16 @@ def test_codebook_computes_with_its_centroids_and_sums_their_gradients() -> None
     by_weight = np.array([[1.0, 2.0], [3.0, 4.0]]).T @ x.numpy()
     codes = layer.codes.numpy()
     np.testing.assert_array_equal(layer.centroids.grad.numpy(), [by_weight[codes == k].sum() for k in (1, 2)])
+
+
+@pytest.mark.parametrize("sums", [_sums_counted, _sums_masked])
+def test_sums_by_code(sums: Any) -> None:
+    rng = np.random.default_rng(11)
+    codes, gradient = rng.integers(0, 6, (70, 90), np.uint8), rng.normal(size=(70, 90)).astype(np.float32)
+    expected = [gradient[codes == code].sum(dtype=np.float64) for code in range(1, 8)]
+    found = sums(torch.from_numpy(gradient), torch.from_numpy(codes), 7)
+    # Float32 sums of about 1000 numbers of magnitude 1.
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("centroids", [3, 15, 16])

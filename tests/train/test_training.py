@@ -84,6 +84,7 @@ def test_synthetic_digits_from_end_to_end(folder: Path, tmp_path: Path, capsys: 
     assert (out / "model.tacbin").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [["--variant", "binary"], ["--variant", "float"], ["--variant", "step1"], ["--single-step"]]
 )
@@ -118,6 +119,7 @@ def rows_without_time(path: Path) -> list[list[str]]:
         return [[value for name, value in row.items() if name != "seconds"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(arguments(folder, whole)) == 0
@@ -289,6 +291,7 @@ def test_a_full_checkpoint_is_exact(tmp_path: Path) -> None:
     assert torch.equal(load_checkpoint(tmp_path / "c.pt")["model"]["w"], value)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_slim_checkpoints(folder: Path, tmp_path: Path) -> None:
     data, recipe = load_data(folder), Recipe(**{**TINY, "epochs": 4, "width": 0.25, "batch_size": 16, "lr": 0.005})
     stops = 0

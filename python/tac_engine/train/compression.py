@@ -81,9 +81,18 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (codes,) = ctx.saved_tensors
-        # A sum per code rather than index_add, whose order on a GPU differs from run to run.
-        sums = [torch.where(codes == code, gradient, 0.0).sum() for code in range(1, ctx.count + 1)]
-        return torch.stack(sums), None
+        sums = _sums_counted if gradient.device.type == "cpu" else _sums_masked
+        return sums(gradient, codes, ctx.count), None
+
+
+def _sums_counted(gradient: Tensor, codes: Tensor, count: int) -> Tensor:
+    """Sum `gradient` over each code from 1 to `count`, in one pass; on a GPU in an order that differs each time."""
+    return torch.bincount(codes.flatten(), gradient.double().flatten(), count + 1)[1:].to(gradient.dtype)
+
+
+def _sums_masked(gradient: Tensor, codes: Tensor, count: int) -> Tensor:
+    """Do the same in one pass for each code, always in the same order."""
+    return torch.stack([torch.where(codes == code, gradient, 0.0).sum() for code in range(1, count + 1)])
 
 
 class CodebookLinear(nn.Module):
