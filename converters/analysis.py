@@ -113,6 +113,7 @@ class Analysis:
     graph: Graph
     integer: dict[str, IntegerMac] = field(default_factory=dict)  # by output tensor
     reasons: dict[str, str] = field(default_factory=dict)  # why a MAC output is not integer
+    integer_sums: dict[str, str] = field(default_factory=dict)  # of MAC outputs that are floats: why they are exact
     steps: dict[str, Steps | str] = field(default_factory=dict)
     want_bits: set[str] = field(default_factory=set)
     want_float: set[str] = field(default_factory=set)

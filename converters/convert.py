@@ -17,7 +17,7 @@ from .graph import Array, Graph
 from .lowering import lower
 from .onnx_import import import_model
 from .report import ConversionReport
-from .rewrites import split_layers
+from .rewrites import integer_sums, split_layers
 
 PathLike = str | os.PathLike[str]
 
@@ -82,6 +82,12 @@ def convert(
         analysis = analyse(graph)
         notes |= split.notes
     analysis.reasons |= split.declined
+    before = len(graph.nodes)
+    sums = integer_sums(analysis)
+    if len(graph.nodes) != before:
+        analysis = analyse(graph)
+        analysis.reasons |= {output: reason for output, reason in split.declined.items() if output in analysis.reasons}
+    analysis.integer_sums = sums
     report_progress("lowering", 0.7)
     emitter = lower(analysis, luts, channels_first, fc_precision)
     report_progress("writing", 0.9)

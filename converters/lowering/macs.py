@@ -48,7 +48,9 @@ def _float_layer(
     emit = lowering.emit
     coded = encode_weights(weight)
     kind = f"float {op}"
-    reason = lowering.analysis.reasons.get(node.output, "")
+    note = lowering.analysis.integer_sums.get(node.output, "")
+    reason = note or lowering.analysis.reasons.get(node.output, "")
+    activation_bits = "8" if note else "32"
     layout = "nhwc" if op == "conv" else "plain"
     before = weight.nbytes + (bias.nbytes if bias.any() else 0)
     if coded is None:
@@ -59,7 +61,7 @@ def _float_layer(
         op, after, bits = f"coded_{op}", coded.nbytes, coded.bits
         reason = "; ".join(filter(None, (reason, f"stored as {coded.describe()}")))
     tensor = emit.op(op, node, fields, dims, holds=node.output, layout=layout)
-    emit.row(node, op, kind, dims, f"{bits} x 32", before, after + bias.nbytes, reason)
+    emit.row(node, op, kind, dims, f"{bits} x {activation_bits}", before, after + bias.nbytes, reason)
     return tensor
 
 
@@ -90,9 +92,13 @@ def linear(lowering: Lowering, node: Node) -> Stored:
     fields |= {"code_bits": book.code_bits, "codebook": book.values, "codes": book.codes, "level_scale": 0.0}
     if book.bitmap is not None:
         fields["bitmap"] = np.asarray(_core.pack_bits(book.bitmap.astype(np.uint8))).ravel()
-    levels = integer_levels(book, weight) if lowering.fc_precision == "i16" else "asked for"
+    is_exact = node.output in lowering.analysis.integer_sums
+    if lowering.fc_precision == "i16" and not is_exact:
+        levels = integer_levels(book, weight)
+    else:
+        levels = "inputs and weights are integers" if is_exact else "asked for"
     if isinstance(levels, str):
-        arithmetic, bits, sums = "f32", 32, f"weights exact, float32 sums: {levels}"
+        arithmetic, bits, sums = "f32", 8 if is_exact else 32, f"weights exact, float32 sums: {levels}"
     else:
         arithmetic, bits, sums = "i16", 16, f"16-bit sums, weights within {levels.error:.1g}"
         fields |= {"levels": levels.levels, "level_scale": levels.scale}

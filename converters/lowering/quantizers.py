@@ -160,11 +160,11 @@ def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
     rank = len(lowering.graph.shapes[node.output])
     scale, *zero = (_along_axis(node, value, rank) for value in _parameters(lowering, node))
     steps = _Arithmetic(lowering, node)
-    if zero and np.all(scale == 1.0):
-        return steps.finish("sub", zero[0], quantizes=False)
-    if zero:
-        steps.constant("sub", zero[0])
-    return steps.finish("mul", scale, quantizes=False)
+    offset = zero[0] if zero else np.zeros((), np.float32)
+    if np.any(scale != 1.0):
+        steps.constant("sub", offset)
+        return steps.finish("mul", scale, quantizes=False)
+    return steps.finish("sub", offset, quantizes=False) if np.any(offset) else steps.stored
 
 
 def cast(lowering: Lowering, node: Node) -> Stored:

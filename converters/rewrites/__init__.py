@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .integer_sums import integer_sums
 from .split_layers import SplitResult, split_layers
 
-__all__ = ["SplitResult", "split_layers"]
+__all__ = ["SplitResult", "integer_sums", "split_layers"]

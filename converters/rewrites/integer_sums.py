@@ -1,0 +1,208 @@
+"""Layers of 8-bit weights and activations: float layers, but on the integers themselves, so that sums are exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..analysis import MAC_OPS, Analysis, mac_weights
+from ..graph import Array, Graph, Node
+from ..integers import integer_limits
+from ..passes.base import fresh_name, tensor_names
+from ..qonnx_ops import integer_range
+
+MAX_LEVEL = 255
+_EXACT = 1 << 24  # a float32 holds every integer up to here
+_ROUNDING = 4e-7  # of the largest weight of a row: a product of scale and integer in float32, folded once more
+_FLOAT = np.dtype(np.float32)
+_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})  # f(s * q) = s * f(q) for s > 0
+
+
+def integer_sums(analysis: Analysis) -> dict[str, str]:
+    """Takes scales out of float layers in the graph; returns a note for each layer on integers, by its output.
+
+    With w = s_w[o] * n and x = s_x * q, n and q integers of up to 8 bits,
+
+        sum w x + b = s_w[o] s_x * sum n q + b
+
+    and the sum on the right is exact in float32, in any order, while it stays below 2^24: it is the accumulator of an
+    integer kernel, and what ONNX Runtime computes of a QDQ file. The float sum on the left is rounded at each step, so
+    that what is quantized behind it falls on one side or the other as the order has it.
+
+    x comes from DequantizeLinear or Quant with one scale, through nodes that a scale passes. Layers that are on
+    integers already (QLinearConv, ConvInteger) only get their note.
+    """
+    integers = _Integers(analysis.graph)
+    notes: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in analysis.graph.nodes:
+        layer = None
+        if node.op in MAC_OPS and not node.domain and node.output in analysis.reasons:
+            layer = integers.layer(node)
+        if layer is None:
+            nodes.append(node)
+            continue
+        new, sums, note = layer
+        nodes += new
+        notes[sums] = note
+    if len(nodes) > len(analysis.graph.nodes):
+        analysis.graph.replace_nodes(nodes)
+    return notes
+
+
+class _Integers:
+    """The nodes that make the integers of activations, each made once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._used = tensor_names(graph)
+        self._made: dict[str, str] = {}
+        self._nodes: list[Node] = []
+
+    def layer(self, node: Node) -> tuple[list[Node], str, str] | None:
+        """(the nodes in place of ``node``, the tensor of the sums among them, a note); None if it stays as it is."""
+        graph = self._graph
+        constant = mac_weights(graph, node)
+        if isinstance(constant, str):
+            return None
+        found = self._find(constant.activation)
+        rows = None if found is None else _integer_rows(constant.weight)
+        if found is None or rows is None:
+            return None
+        (scale, top), (row_scales, levels) = found, rows
+        bound = int(np.abs(levels).reshape(len(levels), -1).sum(axis=1).max()) * top
+        note = "integers in float32: " + (
+            "every sum is exact"
+            if bound <= _EXACT
+            else f"exact while sums stay below 2^24, of which the bound is {bound / _EXACT:.1f} times as much"
+        )
+        if scale == 1.0 and np.all(row_scales == 1.0):
+            return [node], node.output, note
+        self._nodes = []
+        activation = self._make(constant.activation)
+        sums = fresh_name(self._used, f"{node.output}__sums")
+        weight = levels.astype(np.float32)
+        attrs = dict(node.attrs)
+        if node.op == "MatMul":
+            weight = np.ascontiguousarray(weight.T)
+        elif node.op == "Gemm":
+            attrs = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 1}
+        inputs = [activation, self._constant(f"{node.output}__levels", weight)] + [""] * (node.op != "MatMul")
+        self._add(Node(node.op, node.name, inputs, [sums], attrs), node.output)
+        column = (-1, 1, 1) if node.op == "Conv" else (-1,)
+        factor = (row_scales * scale).astype(np.float32)
+        steps = [("Mul", factor)] + ([("Add", constant.bias)] if constant.bias.any() else [])
+        tensor = sums
+        for op, value in steps:
+            value = value[:1] if np.all(value == value[0]) else value
+            operand = self._constant(f"{node.output}__{op.lower()}", value.reshape(column))
+            output = node.output if op == steps[-1][0] else fresh_name(self._used, f"{node.output}__scaled")
+            self._add(Node(op, f"{node.name}/{op.lower()}", [tensor, operand], [output]), node.output)
+            tensor = output
+        return self._nodes, sums, note
+
+    def _add(self, node: Node, like: str) -> str:
+        self._nodes.append(node)
+        self._graph.shapes[node.output], self._graph.dtypes[node.output] = self._graph.shapes[like], _FLOAT
+        return node.output
+
+    def _constant(self, wanted: str, value: Array) -> str:
+        graph, name = self._graph, fresh_name(self._used, wanted)
+        graph.constants[name], graph.shapes[name], graph.dtypes[name] = value, value.shape, value.dtype
+        return name
+
+    def _scalar(self, name: str) -> float | None:
+        constant = self._graph.constants.get(name)
+        return float(constant.reshape(())) if constant is not None and constant.size == 1 else None
+
+    def _find(self, tensor: str) -> tuple[float, int] | None:
+        """(scale, largest |q|) of an activation ``scale * q``; None if it is none of up to 8 bits."""
+        graph = self._graph
+        node = graph.producer(tensor)
+        if node is None:
+            return None
+        if node.op in _MOVES or _pads_zeros(graph, node):
+            return self._find(node.inputs[0])
+        if node.op == "Quant":
+            scale, zero, bits = (self._scalar(name) for name in node.inputs[1:4])
+            if scale is None or zero is None or bits is None or not 2 <= bits <= 8:
+                return None
+            low, high = integer_range(np.asarray(bits), bool(node.attrs["signed"]), bool(node.attrs["narrow"]))
+            return _checked(scale, float(low) - zero, float(high) - zero)
+        codes, scale, zero = node.inputs[0], None, 0.0
+        if node.op == "DequantizeLinear":
+            scale = self._scalar(node.inputs[1])
+            zero = self._scalar(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else 0.0
+        elif node.op == "Sub":
+            cast = graph.producer(codes)
+            if cast is None or cast.op != "Cast":
+                return None
+            codes, scale, zero = cast.inputs[0], 1.0, self._scalar(node.inputs[1])
+        elif node.op == "Cast":
+            scale = 1.0
+        limits = integer_limits(graph.dtypes[codes])
+        if scale is None or zero is None or limits is None:
+            return None
+        return _checked(scale, limits[0] - zero, limits[1] - zero)
+
+    def _make(self, tensor: str) -> str:
+        """The tensor that holds q, for an activation that :meth:`_find` has found."""
+        found = self._find(tensor)
+        assert found is not None
+        if found[0] == 1.0:
+            return tensor
+        if tensor not in self._made:
+            self._made[tensor] = self._unscaled(tensor)
+        return self._made[tensor]
+
+    def _unscaled(self, tensor: str) -> str:
+        node = self._graph.producer(tensor)
+        assert node is not None
+        output = fresh_name(self._used, f"{tensor}__integers")
+        inputs = list(node.inputs)
+        if node.op in _MOVES or node.op == "Pad":
+            inputs[0] = self._make(inputs[0])
+        else:
+            one = self._constant(f"{tensor}__one", np.ones((), np.float32))
+            if node.op == "Quant":
+                ratio = fresh_name(self._used, f"{tensor}__ratio")
+                inputs[0] = self._add(Node("Div", f"{node.name}/ratio", inputs[:2], [ratio]), tensor)
+            inputs[1] = one
+        attrs: dict[str, Any] = dict(node.attrs)
+        return self._add(Node(node.op, f"{node.name}/integers", inputs, [output], attrs, node.domain), tensor)
+
+
+def _pads_zeros(graph: Graph, node: Node) -> bool:
+    if node.op != "Pad" or node.attrs["mode"] != "constant":
+        return False
+    value = node.inputs[1] if len(node.inputs) > 1 else ""
+    return not value or (value in graph.constants and not graph.constants[value].any())
+
+
+def _checked(scale: float, low: float, high: float) -> tuple[float, int] | None:
+    top = max(abs(low), abs(high))
+    return (scale, int(top)) if scale > 0 and top <= MAX_LEVEL and top == int(top) else None
+
+
+def _integer_rows(weight: Array) -> tuple[Array, Array] | None:
+    """(scale float64 [O], integers of up to 8 bits [O, ...]) with ``scale * integers`` the weight; None without."""
+    rows = np.asarray(weight, np.float64).reshape(weight.shape[0], -1)
+    top = np.max(np.abs(rows), axis=1)
+    if not np.all(np.isfinite(top)):
+        return None
+    safe = np.where(top > 0, top, 1.0)
+    scales, levels = np.ones(len(rows)), np.zeros(rows.shape)
+    left = top > 0
+    for largest in range(1, MAX_LEVEL + 1):
+        if not left.any():
+            break
+        # A few weights tell most candidates off.
+        places = np.flatnonzero(left)
+        for columns in (slice(0, 16), slice(None)):
+            scaled = rows[places, columns] * (largest / safe[places])[:, None]
+            fits = np.all(np.abs(scaled - np.rint(scaled)) <= _ROUNDING * largest, axis=1)
+            places, scaled = places[fits], scaled[fits]
+        scales[places], levels[places] = safe[places] / largest, np.rint(scaled)
+        left[places] = False
+    return None if left.any() else (scales, levels.reshape(weight.shape))
