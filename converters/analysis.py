@@ -39,7 +39,17 @@ class MacWeights:
 
 
 def mac_weights(graph: Graph, node: Node) -> MacWeights | str:
-    """Reads the weights of a MAC node, or says why it is not a layer with constant weights."""
+    """Reads the weights of a MAC node, or says why it is not a layer with constant, finite weights."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        constant = _constant_weights(graph, node)
+    if isinstance(constant, MacWeights) and not all(
+        np.isfinite(part).all() for part in (constant.weight, constant.bias)
+    ):
+        return "its weights or its bias are not finite"
+    return constant
+
+
+def _constant_weights(graph: Graph, node: Node) -> MacWeights | str:
     if node.op == "Conv":
         if not graph.is_constant(node.inputs[1]):
             return f"its weight '{node.inputs[1]}' is computed at run time"

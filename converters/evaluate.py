@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from .integers import integer_limits
 from .onnx_file import RawInput, load_model, read_graph
 from .passes.base import Problems, RuleError
 from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes, set_window_defaults
+from .result_size import Budget, too_large
 
 Progress = Callable[[int, int], None]
 
@@ -319,11 +321,24 @@ class ReferenceModel:
         self.outputs: list[str] = raw.outputs
         self.nodes: list[Node] = []
         self._constants = constants
+        budget = Budget(sum(array.nbytes for array in constants.values()))
+        readers = Counter(tensor for node in nodes for tensor in node.inputs if tensor)
+        readers.update(raw.outputs)
         for node in nodes:
-            if any(node.inputs) and all(tensor in constants for tensor in node.inputs if tensor):
-                constants.update(zip(node.outputs, self._evaluate(node, constants), strict=False))
-            else:
+            if not any(node.inputs) or not all(tensor in constants for tensor in node.inputs if tensor):
                 self.nodes.append(node)
+                continue
+            reason = too_large(node, [constants.get(tensor) for tensor in node.inputs])
+            if not reason:
+                results = dict(zip(node.outputs, self._evaluate(node, constants), strict=False))
+                constants.update(results)
+                for tensor in filter(None, node.inputs):
+                    readers[tensor] -= 1
+                    if readers[tensor] == 0:
+                        budget.drop(constants.pop(tensor).nbytes)
+                reason = budget.add(sum(array.nbytes for array in results.values()))
+            if reason:
+                raise UnsupportedModelError(f"{name}: {node}: {reason}")
         # Whether an operator takes something over the whole batch; then each sample runs by itself.
         self._mixes_samples = any(node.op == "DynamicQuantizeLinear" for node in self.nodes)
         self._last_use: list[list[str]] = self._dead_after_each_node()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.inliner
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from ..errors import FormatError, UnsupportedModelError
 from .graph import Array, Node
 from .passes.base import Problems
+from .result_size import MAX_RANK, elements_of
 
+MAX_INLINED_NODES = 1 << 20
 # protobuf's own limit; larger models keep their weights in external files.
 MAX_PROTO_BYTES = 2**31 - 1
 MAX_TENSOR_BYTES = 2**31 - 1
@@ -53,12 +56,15 @@ class RawGraph:
 def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
     """The parsed model, the folder of its external data (None without a file) and the name to use in messages."""
     if isinstance(source, onnx.ModelProto):
+        _check_names(source, "model")
         return source, None, source.graph.name or "model"
     path = Path(source)
-    if path.is_dir():
-        raise FormatError(f"cannot read {path}: it is a directory, an .onnx file is expected")
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise FormatError(f"cannot read {path}: it is {what}, an .onnx file is expected")
+        size = status.st_size
         if size > MAX_PROTO_BYTES:
             raise FormatError(f"cannot read {path}: {size} bytes, at most {MAX_PROTO_BYTES} are possible")
         data = path.read_bytes()
@@ -71,7 +77,23 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.M
         raise FormatError(f"{path} is not an ONNX model, or it is truncated: {error}") from error
     if not model.graph.node and not model.graph.output:
         raise FormatError(f"{path} is not an ONNX model: it holds no graph ({size} bytes)")
+    _check_names(model, str(path))
     return model, path.parent, str(path)
+
+
+def _check_names(message: Message, source: str) -> None:
+    """Every string must be UTF-8; protobuf hands out bytes where one is not."""
+    for field, value in message.ListFields():
+        repeated = not hasattr(value, "ListFields") and not isinstance(value, str | bytes)
+        if field.type == field.TYPE_STRING:
+            for text in value if repeated else [value]:
+                if not isinstance(text, str):
+                    raise FormatError(
+                        f"{source} is not an ONNX model: {field.full_name} is {text!r}, which is not UTF-8"
+                    )
+        elif field.type == field.TYPE_MESSAGE:
+            for part in value if repeated else [value]:
+                _check_names(part, source)
 
 
 def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> RawGraph:
@@ -81,6 +103,7 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
     if model.functions:
         model = _inline_functions(model, source)
     graph = model.graph
+    external = ExternalData(base_dir)
     for sparse in graph.sparse_initializer:
         problems.add(f"initializer '{sparse.values.name}': sparse initializers are not supported")
     constants: dict[str, Array] = {}
@@ -88,7 +111,7 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
         if tensor.name in constants:
             problems.add(f"initializer '{tensor.name}' occurs more than once")
             continue
-        array = _read_tensor(tensor, f"initializer '{tensor.name}'", base_dir, problems)
+        array = _read_tensor(tensor, f"initializer '{tensor.name}'", external, problems)
         if array is not None:
             constants[tensor.name] = array
     initializer_names = {tensor.name for tensor in graph.initializer}
@@ -99,7 +122,7 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
         for decoded in _read_input(value, problems)
     ]
     names: dict[str, int] = {}
-    nodes = [_read_node(proto, names, base_dir, problems) for proto in graph.node]
+    nodes = [_read_node(proto, names, external, problems) for proto in graph.node]
     outputs = [value.name for value in graph.output]
     if not inputs:
         problems.add("the model has no input")
@@ -135,6 +158,34 @@ def _opset(model: onnx.ModelProto, problems: Problems) -> int:
 
 
 def _inline_functions(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    """The model without functions. 40 functions that call the one before twice are 2**40 nodes: they are counted."""
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise UnsupportedModelError(
+                f"cannot convert {source}: node '{node.name}' ({node.op_type}): "
+                "control flow and subgraphs are not supported"
+            )
+    bodies = {(function.domain, function.name): function.node for function in model.functions}
+    counts: dict[tuple[str, str], int] = {}
+    pending = [(node.domain, node.op_type) for node in model.graph.node]
+    waiting: set[tuple[str, str]] = set()  # for the functions that they call
+    while pending:
+        key = pending[-1]
+        called = {(node.domain, node.op_type) for node in bodies.get(key, ())} & bodies.keys()
+        if key in counts or key not in bodies or called <= counts.keys():
+            body = bodies.get(key, ())
+            counts[key] = sum(counts.get((node.domain, node.op_type), 1) for node in body) if body else 1
+            waiting.discard(pending.pop())
+            continue
+        if key in waiting:
+            raise UnsupportedModelError(f"cannot convert {source}: function '{key[1]}' calls itself")
+        waiting.add(key)
+        pending += called - counts.keys()
+    total = sum(counts[node.domain, node.op_type] for node in model.graph.node)
+    if total > MAX_INLINED_NODES:
+        raise UnsupportedModelError(
+            f"cannot convert {source}: its functions stand for {total} nodes, at most {MAX_INLINED_NODES} are supported"
+        )
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the binding raises RuntimeError, ValueError and its own types
@@ -163,7 +214,7 @@ def _read_input(value: onnx.ValueInfoProto, problems: Problems) -> Iterator[RawI
     yield RawInput(value.name, dtype, shape)
 
 
-def _read_node(proto: onnx.NodeProto, names: dict[str, int], base_dir: Path | None, problems: Problems) -> Node:
+def _read_node(proto: onnx.NodeProto, names: dict[str, int], external: ExternalData, problems: Problems) -> Node:
     """``names`` has the names given so far, each with the number of the last copy."""
     domain = "" if proto.domain == "ai.onnx" else proto.domain
     if domain in QONNX_DOMAINS or (domain.startswith("qonnx.") and domain != CHANNELS_LAST_DOMAIN):
@@ -181,7 +232,7 @@ def _read_node(proto: onnx.NodeProto, names: dict[str, int], base_dir: Path | No
         elif attribute.ref_attr_name:
             problems.add_node(node, f"attribute '{attribute.name}' refers to a function's attribute outside a function")
         else:
-            value = _read_attribute(attribute, node, base_dir, problems)
+            value = _read_attribute(attribute, node, external, problems)
             if value is not None:
                 node.attrs[attribute.name] = value
     if domain == "" and proto.op_type == "Constant":
@@ -189,15 +240,18 @@ def _read_node(proto: onnx.NodeProto, names: dict[str, int], base_dir: Path | No
     return node
 
 
-def _read_attribute(attribute: onnx.AttributeProto, node: Node, base_dir: Path | None, problems: Problems) -> Any:
+def _read_attribute(attribute: onnx.AttributeProto, node: Node, external: ExternalData, problems: Problems) -> Any:
     kind = onnx.AttributeProto
     if attribute.type == kind.TENSOR:
-        return _read_tensor(attribute.t, f"node '{node.name}' ({node.op}), {attribute.name}", base_dir, problems)
+        return _read_tensor(attribute.t, f"node '{node.name}' ({node.op}), {attribute.name}", external, problems)
     if attribute.type not in (kind.FLOAT, kind.INT, kind.STRING, kind.FLOATS, kind.INTS, kind.STRINGS):
         type_name = kind.AttributeType.Name(attribute.type)
         problems.add_node(node, f"attribute '{attribute.name}' has type {type_name}, which is not supported")
         return None
     value = onnx.helper.get_attribute_value(attribute)
+    if attribute.type in (kind.FLOAT, kind.FLOATS) and np.isnan(value).any():
+        problems.add_node(node, f"attribute '{attribute.name}' is NaN")
+        return None
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if attribute.type == kind.STRINGS:
@@ -217,7 +271,7 @@ def _numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
         return None
 
 
-def _read_tensor(tensor: onnx.TensorProto, what: str, base_dir: Path | None, problems: Problems) -> Array | None:
+def _read_tensor(tensor: onnx.TensorProto, what: str, external: ExternalData, problems: Problems) -> Array | None:
     dtype = _numpy_dtype(tensor.data_type)
     if dtype is None or tensor.data_type == onnx.TensorProto.STRING:
         problems.add(f"{what}: element type {tensor.data_type} is not supported")
@@ -226,16 +280,16 @@ def _read_tensor(tensor: onnx.TensorProto, what: str, base_dir: Path | None, pro
     if any(dim < 0 for dim in shape):
         problems.add(f"{what}: impossible shape {list(shape)}")
         return None
-    elements = 1
-    for dim in shape:
-        elements *= dim
+    if len(shape) > MAX_RANK:
+        problems.add(f"{what}: rank {len(shape)}, at most {MAX_RANK} is supported")
+        return None
+    elements = elements_of(shape)
     if elements * dtype.itemsize > MAX_TENSOR_BYTES:
         problems.add(f"{what}: shape {list(shape)} of {dtype} is larger than {MAX_TENSOR_BYTES} bytes")
         return None
     try:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor = _with_external_data(tensor, base_dir)
-        array = numpy_helper.to_array(tensor)
+        is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        array = external.read(tensor) if is_external else numpy_helper.to_array(tensor)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         problems.add(f"{what}: {error}")
         return None
@@ -247,27 +301,48 @@ def _read_tensor(tensor: onnx.TensorProto, what: str, base_dir: Path | None, pro
     return array
 
 
-def _with_external_data(tensor: onnx.TensorProto, base_dir: Path | None) -> onnx.TensorProto:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    if base_dir is None:
-        raise ValueError(f"its data lies in the file '{location}', but the model was not given as a file")
-    path = _external_path(location, base_dir)
-    size = path.stat().st_size
-    offset = _byte_count(entries, "offset", 0)
-    length = _byte_count(entries, "length", size - offset)
-    if offset > size or length > size - offset:
-        raise ValueError(f"bytes {offset} to {offset + length} of '{location}' are needed, the file has {size} bytes")
-    if length > MAX_TENSOR_BYTES:
-        raise ValueError(f"{length} bytes of '{location}' are more than {MAX_TENSOR_BYTES}")
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(length)
-    result = onnx.TensorProto()
-    result.data_type = tensor.data_type
-    result.dims.extend(tensor.dims)
-    result.raw_data = data
-    return result
+class ExternalData:
+    """Reads tensors from the files beside a model; those of the same bytes are one array.
+
+    What is read from a file adds up to its size at most: a thousand initializers of one and the same gigabyte, each
+    shifted by a byte, are refused.
+    """
+
+    def __init__(self, base_dir: Path | None) -> None:
+        self._base_dir = base_dir
+        self._arrays: dict[tuple[Any, ...], Array] = {}
+        self._bytes_left: dict[Path, int] = {}
+
+    def read(self, tensor: onnx.TensorProto) -> Array:
+        """Raises ValueError or OSError."""
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        if self._base_dir is None:
+            raise ValueError(f"its data lies in the file '{location}', but the model was not given as a file")
+        path = _external_path(location, self._base_dir)
+        size = path.stat().st_size
+        offset = _byte_count(entries, "offset", 0)
+        length = _byte_count(entries, "length", size - offset)
+        if offset > size or length > size - offset:
+            raise ValueError(
+                f"bytes {offset} to {offset + length} of '{location}' are needed, the file has {size} bytes"
+            )
+        if length > MAX_TENSOR_BYTES:
+            raise ValueError(f"{length} bytes of '{location}' are more than {MAX_TENSOR_BYTES}")
+        key = (path, offset, length, tensor.data_type, tuple(tensor.dims))
+        if key not in self._arrays:
+            left = self._bytes_left.setdefault(path, size) - length
+            if left < 0:
+                raise ValueError(
+                    f"its bytes {offset} to {offset + length} of '{location}' are those of other tensors too"
+                )
+            self._bytes_left[path] = left
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+            inline = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
+            self._arrays[key] = numpy_helper.to_array(inline)
+        return self._arrays[key]
 
 
 def _external_path(location: str, base_dir: Path) -> Path:

@@ -220,6 +220,7 @@ def _feeds(
     return {name: np.ascontiguousarray(array[:samples]) for name, array in given.items()}, "given"
 
 
+@np.errstate(invalid="ignore", over="ignore")  # infinities and NaN are differences, not accidents
 def compare(
     reference: ReferenceModel,
     engine: EngineLike,

@@ -54,7 +54,9 @@ class Emitter:
         self.writer = _core.ModelWriter()
         self.rows: list[LayerReport] = []
         self.layers: list[dict[str, Any]] = []
+        self.holding: set[str] = set()  # names of the tensors that hold an ONNX tensor
         self._names: dict[str, int] = {}
+        self._outputs = frozenset(graph.outputs)
 
     def unique(self, name: str) -> str:
         count = self._names.get(name, 0)
@@ -91,6 +93,7 @@ class Emitter:
         name = self.unique((node.name or node.output) + (f"/{kind}" if helper else ""))
         self.writer.add_op(kind, {**fields, "output": tensor}, name, origin or f"{node.op} {node.name}")
         if holds:
+            self.holding.add(tensor_name)
             layer: dict[str, Any] = {
                 "op": name,
                 "kind": kind,
@@ -119,7 +122,7 @@ class Emitter:
         if not holds:
             return f"{node.output}/{kind}"
         # A model output's own name is kept for the tensor that is handed out.
-        inner = holds in self.graph.outputs and (layout != "plain" or dtype == "bits")
+        inner = holds in self._outputs and (layout != "plain" or dtype == "bits")
         return f"{holds}/{layout}" if inner else holds
 
     def row(

@@ -63,8 +63,11 @@ def batch_normalization(lowering: Lowering, node: Node) -> Stored:
     if not all(graph.is_constant(name) for name in node.inputs[1:5]):
         raise NotLowered(node, "its parameters are computed at run time")
     gamma, beta, mean, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:5])
-    scale = gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
-    shift = beta - mean * scale
+    with np.errstate(all="ignore"):
+        scale = (gamma / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))).astype(np.float32)
+        shift = (beta - mean * scale).astype(np.float32)
+    if not (np.isfinite(scale).all() and np.isfinite(shift).all()):
+        raise NotLowered(node, "its scale or shift is not finite: is a variance negative or zero?")
     stored = lowering.float_of(node.inputs[0], node)
     if stored.layout == "plain" and len(stored.dims) > 1:
         if len(stored.dims) != 3:
@@ -72,7 +75,7 @@ def batch_normalization(lowering: Lowering, node: Node) -> Stored:
         stored = lowering.emit.nhwc(stored, node)
     if stored.layout == "flat":
         stored = lowering.emit.plain(stored, node)
-    fields = {"input": stored.tensor, "scale": scale.astype(np.float32), "shift": shift.astype(np.float32)}
+    fields = {"input": stored.tensor, "scale": scale, "shift": shift}
     tensor = lowering.emit.op("affine", node, fields, stored.dims, holds=node.output, layout=stored.layout)
     size = 2 * gamma.size * 4
     lowering.emit.row(node, "affine", "batch norm", stored.dims, "32", size, size)

@@ -151,12 +151,17 @@ def _extend_ceil(fields: dict[str, Any], before: tuple[int, ...], after: tuple[i
 def require_taps(node: Node, fields: dict[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> None:
     """Refuses a pool with an output that has no input: the maximum of nothing, or the mean of padding."""
     for axis in range(2):
-        begin = np.arange(after[axis]) * fields["strides"][axis] - fields["pads"][axis]
-        taps = begin[:, None] + np.arange(fields["kernel"][axis]) * fields["dilations"][axis]
-        seen = np.any((taps >= 0) & (taps < before[axis]), axis=1)
-        if not np.all(seen):
+        stride, dilation, begin = fields["strides"][axis], fields["dilations"][axis], fields["pads"][axis]
+        # Of a window that starts in the padding, the first tap behind it must exist and lie in the map.
+        starts = np.arange(0, min(begin, after[axis] * stride), stride) - begin
+        skipped = -(starts // dilation)
+        in_front = (skipped >= fields["kernel"][axis]) | (starts + skipped * dilation >= before[axis])
+        # The others start in the map or beyond it.
+        beyond = -(-(before[axis] + begin) // stride)
+        empty = [*np.flatnonzero(in_front), *([beyond] if beyond < after[axis] else [])]
+        if empty:
             side = ("row", "column")[axis]
-            raise NotLowered(node, f"its output {side} {int(np.argmin(seen))} is a window of padding only")
+            raise NotLowered(node, f"its output {side} {int(empty[0])} is a window of padding only")
 
 
 def window_fields(node: Node) -> dict[str, Any]:

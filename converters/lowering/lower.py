@@ -82,10 +82,9 @@ class Lowering:
         if node is None:
             raise UnsupportedModelError(f"output '{name}' is a model input or a constant")
         stored = self.float_of(name, node)
-        named = any(layer["tensor"] == name for layer in self.emit.layers)
         if stored.layout != "plain":
             return self.emit.plain(stored, node, holds=name).tensor
-        if named:
+        if name in self.emit.holding:
             return stored.tensor
         return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name, helper=True)
 

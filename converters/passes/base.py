@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..graph import Array, Graph, Node, Offender
+from ..result_size import Budget
 
 
 @dataclass
@@ -36,10 +37,14 @@ class Problems:
 
 @dataclass
 class PassContext:
-    """``literal_batch``: the batch size that the file fixes (1 in a [1, 3, 32, 32] input), None if it is symbolic."""
+    """``literal_batch``: the batch size that the file fixes (1 in a [1, 3, 32, 32] input), None if it is symbolic.
+
+    ``budget`` is that of folding constants, from its first round on.
+    """
 
     problems: Problems
     literal_batch: int | None = None
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..graph import Array, Graph, Node
+from ..graph import Array, Graph, Node, Shape
 from .base import PassContext, PassResult, RuleError
-from .shape_rules import RULES, RuleInputs
+from .shape_rules import RULES, RuleInputs, count_elements, shape_text
 from .shape_values import as_value, compute_value, is_known
+
+MAX_ELEMENTS = 1 << 31  # of one sample, in a .tacbin
 
 
 class InferShapes:
@@ -51,6 +53,8 @@ class InferShapes:
             )
             try:
                 results = rule(inputs)
+                for shape, _ in results:
+                    _check_size(shape)
             except RuleError as error:
                 context.problems.add_node(node, str(error))
                 continue
@@ -67,3 +71,11 @@ class InferShapes:
         graph.nodes = kept
         graph.shapes, graph.dtypes = shapes, dtypes
         return PassResult(modified)
+
+
+def _check_size(shape: Shape) -> None:
+    elements, _ = count_elements(shape)
+    if elements > MAX_ELEMENTS:
+        raise RuleError(f"its result {shape_text(shape)} has {elements} elements a sample, at most {MAX_ELEMENTS} fit")
+    if elements == 0 and len(shape) > 1:  # an empty list of axes or sizes is none of its data
+        raise RuleError(f"its result {shape_text(shape)} is empty")

@@ -22,6 +22,7 @@ from .normalise_qonnx import in_channels_first, normalise_qonnx
 from .normalise_quantized import AS_OF_ONNX, QUANTIZED_OPERATORS, normalise_quantized
 
 NORMAL_OPSET = 20
+MAX_WINDOW = 1 << 16  # the largest size, stride, dilation or pad of a window that a .tacbin takes
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 RANDOM_OPS = frozenset(
@@ -311,8 +312,8 @@ def set_window_defaults(node: Node, rank: int) -> None:
         ("dilations", rank, 1),
         ("pads", 2 * rank, 0),
     ):
-        if len(attrs[name]) != count or min(attrs[name], default=least) < least:
-            raise RuleError(f"{name} {attrs[name]}: {count} values of at least {least} are expected")
+        if len(attrs[name]) != count or not all(least <= value <= MAX_WINDOW for value in attrs[name]):
+            raise RuleError(f"{name} {attrs[name]}: {count} values from {least} to {MAX_WINDOW} are expected")
 
 
 def _variadic(self: Normaliser, node: Node) -> list[Node]:

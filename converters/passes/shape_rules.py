@@ -583,6 +583,8 @@ def _slice(inputs: RuleInputs) -> list[Typed]:
         if axes is None or steps is None or not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
             raise RuleError(f"starts {starts}, ends {ends}, axes {axes} and steps {steps} do not fit together")
         axes = [normal_axis(axis, len(shape)) for axis in axes]
+        if len(set(axes)) < len(axes):
+            raise RuleError(f"axes {axes} repeat")
         kept: list[tuple[int, int, int, int]] = []
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             dim = shape[axis]

@@ -70,10 +70,14 @@ def _elementwise(rule: Callable[..., Any], operands: list[Array]) -> Array | Non
     result = np.empty(arrays[0].shape, object)
     for index in np.ndindex(result.shape):
         item = rule(*(array[index] for array in arrays))
-        if item is None:
+        if item is None or not _fits_int64(item):
             return None
         result[index] = item
     return result
+
+
+def _fits_int64(dim: Dim) -> bool:
+    return -(1 << 63) <= _factor(dim) < 1 << 63
 
 
 def _scaled(factor: int) -> Dim | None:
@@ -131,7 +135,7 @@ def _reduce_product(value: Array) -> Array | None:
     product: Dim = 1
     for dim in value.ravel():
         scaled = _multiply(product, dim)
-        if scaled is None:
+        if scaled is None or not _fits_int64(scaled):
             return None
         product = scaled
     result = np.empty((), object)

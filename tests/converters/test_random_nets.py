@@ -15,9 +15,6 @@ from tac_engine.converters.verify import compare
 import tac_engine
 
 SEEDS = 1000
-# Of float32 sums, relative to the largest element: several times the largest difference of 4000 seeds (1.5e-6). The
-# sums of 16-bit codebook layers have verify's tolerance.
-TOLERANCE = 1e-5
 BLOCK = 50
 
 
@@ -44,8 +41,7 @@ def check_description(description: Description, folder: Path) -> None:
         outputs, layers, flips = compare(expected, engine, {"x": x})
         text = "\n".join(map(str, [*outputs, *layers]))
         assert all(output.ok for output in outputs), f"{backend}: {flips} rounding flips\n{text}"
-        if description.fc_precision == "f32" and flips == 0:
-            assert all(layer.max_rel_diff <= TOLERANCE for layer in layers), f"{backend}\n{text}"
+        assert flips or all(layer.ok for layer in layers), f"{backend}\n{text}"
         whole = engine.run({"x": x})
         threaded = tac_engine.load(target, threads=2, backend=backend).run({"x": x})
         single = engine.run({"x": x[:1]})
