@@ -12,7 +12,7 @@ from .graph import Array, Graph, Node
 from .values import MAX_LEVELS
 
 # Every element of the result is an element of the first input (or of any, for Concat; or the value of a Pad).
-_MOVES = frozenset("Concat Expand Gather Identity MaxPool Pad Reshape Slice Transpose".split())
+_MOVES = frozenset("Concat Expand Gather Identity MaxPool Pad Reshape Slice Split Transpose".split())
 # An element of the result depends on one element of each input, and on nothing else.
 _POINTWISE = frozenset(
     """Abs Add And Cast Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Neg Not Or Relu Sign Sub

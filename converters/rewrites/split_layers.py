@@ -9,10 +9,10 @@ import numpy as np
 
 from ..analysis import MAC_OPS, Analysis, BitSource, MacWeights, bit_source, mac_weights
 from ..graph import Array, Graph, Node, Shape, StepOf
-from ..values import TOLERANCE, WeightLattice, weight_lattice
+from ..value_sets import few_values
+from ..values import MAX_LEVELS, TOLERANCE, WeightLattice, distinct_values, weight_lattice
 from ..window_ops import conv
 from .bases import ActivationParts, WeightBases, activation_parts, weight_bases
-from .value_sets import ValueSets
 
 # Pairs of a weight plane and an activation plane that cost as much as the float layer: 8 to 11 on AVX2, 14 to 20 on
 # AVX-512, measured at 64 channels and more; a word of 64 channels costs the same if it is not full.
@@ -57,7 +57,6 @@ def split_layers(analysis: Analysis) -> SplitResult:
     """
     result = SplitResult()
     graph = analysis.graph
-    value_sets = ValueSets(graph)
     steps: dict[str, list[str]] = {}
     instead: dict[int, list[Node]] = {}
     for node in graph.nodes:
@@ -71,7 +70,7 @@ def split_layers(analysis: Analysis) -> SplitResult:
         if bases is None:
             continue
         source = bit_source(analysis, constant.activation)
-        parts = None if isinstance(source, BitSource) else _parts(value_sets, constant.activation)
+        parts = None if isinstance(source, BitSource) else _parts(analysis, constant.activation)
         if parts is None and not isinstance(source, BitSource):
             continue
         planes = source.encoding.planes if isinstance(source, BitSource) else 0 if parts is None else parts.planes
@@ -111,9 +110,10 @@ def _weight_planes(weights: WeightLattice | str, bases: WeightBases) -> int:
     return len(weights.planes()[0]) if isinstance(weights, WeightLattice) else len(bases.scales)
 
 
-def _parts(value_sets: ValueSets, tensor: str) -> ActivationParts | None:
-    values = value_sets.of(tensor)
-    return None if values is None else activation_parts(values)
+def _parts(analysis: Analysis, tensor: str) -> ActivationParts | None:
+    values = few_values(analysis.graph, tensor, analysis.value_steps_of)
+    distinct = None if values is None else distinct_values(values, MAX_LEVELS)
+    return None if distinct is None else activation_parts(distinct)
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -177,8 +177,6 @@ class _Splitter:
         self, layers: list[Node], parts: ActivationParts | None, has_offset: bool, has_border: bool
     ) -> dict[str, str]:
         first, *others = (layer.name for layer in layers)
-        if not others and parts is not None and len(parts.parts) == 1 and not parts.offset:
-            return {first: f"activations of {parts.values.size} values, packed in front of this layer"}
         texts = []
         if len(self._bases.scales) > 1 or has_offset:
             texts.append(

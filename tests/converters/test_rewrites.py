@@ -241,3 +241,12 @@ def test_verify_compares_the_parts_with_the_tensor_they_are_parts_of(tmp_path: P
     assert found.ok
     parts = [layer for layer in found.layers if layer.low_bit]
     assert [(layer.onnx_tensor, layer.elements_differing) for layer in parts] == [(name, 0), (name, 0)]
+
+
+def test_a_layer_that_is_packed_again_stays_so_when_another_is_split(tmp_path: Path) -> None:
+    net = Net(("N", 64, 6, 6), seed=12)
+    both = net.op("Concat", net.op("Sign", "x"), two_values(net, "x", -1.0, 1.0, 0.3), axis=1)
+    hidden = net.conv(both, net.signs(64, 128, 3, 3))
+    output = net.conv(two_values(net, hidden, -0.65, 0.9131), ternary(net, 5, 64, 1, 1))
+    report = check(net.model(output), tmp_path, image(net), tolerance=TOLERANCE)
+    assert layers_of_bits(report) == 4
