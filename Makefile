@@ -62,7 +62,7 @@ $(VENV)/.bench: $(VENV)/.package
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 $(VENV)/.train: $(VENV)/.package
 	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package \
-	  --extra-index-url $(TORCH_INDEX) '.[train]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[train]'
 	@touch $@
 
 setup: $(VENV)/.package ## Install what is missing, build the Python package into .venv/.

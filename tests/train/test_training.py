@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from synthetic import CLASSES, write_digits
 
+import tac_engine
 from tac_engine.cli import main
 from tac_engine.errors import FormatError, InvalidInputError
 from tac_engine.train.data import Data, load_data
@@ -65,9 +66,19 @@ def test_synthetic_digits_from_end_to_end(folder: Path, tmp_path: Path, capsys: 
     assert (kinds["binary conv"], kinds["codebook linear"], kinds["float linear"]) == (5, 3, 0)
     assert [book["zeros"] for book in card["codebooks"]] == pytest.approx([0.75] * 3, abs=0.01)
     assert all(book["values"] <= 15 for book in card["codebooks"])
-    names = {"checkpoint.pt", "log.csv", "model.onnx", "model.tacbin", "model_card.json", "model_card.md", "report.md"}
+    names = {"checkpoint.pt", "log.csv", "model.onnx", "model_compact.onnx", "model.tacbin"}
+    names |= {"model_card.json", "model_card.md", "report.md"}
     assert names <= {path.name for path in out.iterdir()}
     assert not list(out.glob("*.part"))
+    # The compact file holds the same values: it converts to the same layers, and they give the same.
+    again = tac_engine.convert(out / "model_compact.onnx", tmp_path / "again.tacbin")
+    assert [(layer.kind, layer.bits) for layer in again.layers] == [
+        (row["kind"], row["bits"]) for row in card["layers"]
+    ]
+    assert card["compact_onnx_bytes"] * 3 < card["onnx_bytes"]
+    x = np.random.default_rng(21).normal(size=(5, *card["data"]["input_shape"])).astype(np.float32)
+    tacbins = (tmp_path / "again.tacbin", out / "model.tacbin")
+    np.testing.assert_array_equal(*(tac_engine.load(path).run(x) for path in tacbins))
     assert json.loads((out / "model_card.json").read_text()) == card
     with (out / "log.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 import tac_engine
 
 from ..converters import ConversionReport
+from ..converters.compact import compact_onnx
 from ..converters.verify import VerifyReport, verify
 from .compression import CodebookLinear
 from .export import bake, export_onnx
 from .trainer import LOG, Trainer
 
-ONNX, TACBIN = "model.onnx", "model.tacbin"
+ONNX, COMPACT, TACBIN = "model.onnx", "model_compact.onnx", "model.tacbin"
 CARD_JSON, CARD, REPORT, CURVES = "model_card.json", "model_card.md", "report.md", "curves.png"
 _RUN_BATCH = 250
 
@@ -36,6 +38,7 @@ def finish(trainer: Trainer, *, exporter: str, verify_images: int, command: str)
     """
     out, data = trainer.out, trainer.data
     export_onnx(trainer.model, out / ONNX, data.input_shape, exporter=exporter)
+    onnx.save(compact_onnx(onnx.load(out / ONNX)), out / COMPACT)
     conversion = tac_engine.convert(out / ONNX, out / TACBIN, mean=data.mean, std=data.std)
     images = data.test.images
     mean, std = (np.float32(255) * np.array(values, np.float32)[:, None, None] for values in (data.mean, data.std))
@@ -69,6 +72,7 @@ def finish(trainer: Trainer, *, exporter: str, verify_images: int, command: str)
         "tacbin_agrees_with_pytorch": _percent(classes == trained),
         "verify": _verification(verification),
         "onnx_bytes": (out / ONNX).stat().st_size,
+        "compact_onnx_bytes": (out / COMPACT).stat().st_size,
         "tacbin_bytes": conversion.file_bytes,
         "float32_bytes": conversion.float_bytes,
         "codebooks": [_codebook(m) for m in trainer.model.modules() if isinstance(m, CodebookLinear)],
@@ -148,6 +152,7 @@ def _size_table(card: dict[str, Any]) -> str:
     rows = [
         ("constants as float32", card["float32_bytes"]),
         (ONNX, card["onnx_bytes"]),
+        (f"{COMPACT}, the same values packed", card["compact_onnx_bytes"]),
         (TACBIN, card["tacbin_bytes"]),
     ]
     return table(("what", "bytes"), rows)

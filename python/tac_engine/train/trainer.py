@@ -161,7 +161,6 @@ class Trainer:
         """Train until everything is done (True) or `stop_after` seconds have passed (False); then call it again."""
         self._deadline = math.inf if stop_after is None else time.monotonic() + stop_after
         self._saved_at = self._clock = time.monotonic()
-        self._steps_here, self._trained_here = 0, 0.0
         while not self.finished:
             stage = self.stages[self.state.stage]
             if not self.state.begun:
@@ -231,7 +230,6 @@ class Trainer:
             loss_sum += loss.detach()
             correct += (logits.detach().argmax(1) == labels).sum()
             state.step += 1
-            self._steps_here += 1
             now = time.monotonic()
             if self._progress is not None and now - shown >= _SECONDS_BETWEEN_LINES:
                 shown = now
