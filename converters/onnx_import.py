@@ -36,7 +36,7 @@ Transpose                   x                              perm
 Slice                       x                              axes, starts, ends, steps: clamped; steps may be negative,
                                                            ends is then -1 for "through element 0". Also stands for
                                                            Split
-Gather                      x, indices                     axis
+Gather                      x, indices                     axis. Also stands for Resize to the nearest element
 Pad                         x, VALUE|""                    pads (2 * rank: begins then ends), mode
 Expand                      x                              shape: a Shape (left only where it cannot be collapsed)
 Cast                        x                              to (TensorProto data type)

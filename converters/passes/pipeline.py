@@ -11,6 +11,7 @@ from .infer_shapes import InferShapes
 from .masked_scatters import MaskedScatters
 from .remove_dead_nodes import RemoveDeadNodes
 from .remove_identities import RemoveIdentities
+from .resize_to_gathers import ResizeToGathers
 from .split_to_slices import SplitToSlices
 
 PASSES: tuple[Pass, ...] = (
@@ -20,6 +21,7 @@ PASSES: tuple[Pass, ...] = (
     ExpandIntegerOps(),
     InferShapes(),
     SplitToSlices(),
+    ResizeToGathers(),
     RemoveIdentities(),
     CollapseBroadcasts(),
     RemoveDeadNodes(),

@@ -654,6 +654,45 @@ def _pad(inputs: RuleInputs) -> list[Typed]:
     return [(tuple(dims), inputs.dtype(0))]
 
 
+def _resize(inputs: RuleInputs) -> list[Typed]:
+    node, shape = inputs.node, inputs.shape(0)
+    attrs = node.attrs
+    if "resized" not in attrs:
+        for name, wanted in (("mode", "nearest"), ("keep_aspect_ratio_policy", "stretch")):
+            if attrs.get(name, wanted) != wanted:
+                raise RuleError(f"{name} '{attrs[name]}' is not supported, only '{wanted}' is")
+        coordinates = attrs.get("coordinate_transformation_mode", "half_pixel")
+        if coordinates == "tf_crop_and_resize":
+            raise RuleError("coordinate_transformation_mode 'tf_crop_and_resize' is not supported")
+        axes = [normal_axis(axis, len(shape)) for axis in attrs.get("axes") or range(len(shape))]
+        scales = inputs.constants[2].ravel() if inputs.has(2) and inputs.constants[2] is not None else np.zeros(0)
+        sizes: list[Dim] = inputs.dims(3, "the size") if inputs.has(3) and not scales.size else []
+        if len(axes) not in (scales.size, len(sizes)):
+            raise RuleError(f"{len(axes)} constant scales or sizes are expected, found {scales.size or len(sizes)}")
+        resized: list[tuple[int, float | None, int | None]] = []
+        for index, axis in enumerate(axes):
+            scale = float(scales[index]) if scales.size else None
+            size = sizes[index] if sizes else None
+            if isinstance(shape[axis], Batch):
+                if scale not in (None, 1.0) or size not in (None, shape[axis], inputs.literal_batch):
+                    raise RuleError("resizing the batch axis is not supported")
+                continue
+            resized.append((axis, scale, None if size is None else _static(size, "a size that depends on the batch")))
+        node.inputs = node.inputs[:1]
+        node.attrs = {
+            "resized": resized,
+            "coordinate_transformation_mode": coordinates,
+            "nearest_mode": attrs.get("nearest_mode", "round_prefer_floor"),
+        }
+    dims = list(shape)
+    for axis, scale, size in node.attrs["resized"]:
+        dim = _static(shape[axis], "resizing the batch axis")
+        dims[axis] = size if scale is None else int(np.floor(dim * scale))
+        if dims[axis] < 1:
+            raise RuleError(f"nothing of axis {axis} of {shape_text(shape)} is left")
+    return [(tuple(dims), inputs.dtype(0))]
+
+
 def _expand(inputs: RuleInputs) -> list[Typed]:
     node = inputs.node
     target = node.attrs.get("shape")
@@ -722,6 +761,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Split"): _split,
     ("", "Gather"): _gather,
     ("", "Pad"): _pad,
+    ("", "Resize"): _resize,
     ("", "Expand"): _expand,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Shape"): _shape,

@@ -364,6 +364,10 @@ def test_channels_selected_in_front_of_a_sign(tmp_path: Path) -> None:
         (lambda n: n.op("Gather", "x", n.constant([4], np.int64), axis=1), "leave an axis of size 4"),
         (lambda n: n.op("Gather", "x", n.constant([-5, 0], np.int64), axis=1), "leave an axis of size 4"),
         (lambda n: n.op("Gather", "x", n.constant([[0]], np.int64), axis=1), "rank 2, expected 0 or 1"),
+        (lambda n: n.op("Resize", "x", "", n.constant([1, 1, 2, 2]), mode="linear"), "mode 'linear' is not supported"),
+        (lambda n: n.op("Resize", "x", "", n.constant([2, 1, 2, 2]), mode="nearest"), "resizing the batch axis"),
+        (lambda n: n.op("Resize", "x", "", n.constant([1, 1, 2]), mode="nearest"), "4 constant scales or sizes"),
+        (lambda n: n.op("Resize", "x", "", n.constant([1, 1, 0.1, 1]), mode="nearest"), "nothing of axis 2"),
         (lambda n: n.op("Cast", n.op("Cast", "x", to=2), to=1), "a cast from float32 to uint8 may change values"),
         (
             lambda n: n.op("Cast", n.op("Mul", n.op("Cast", "x", to=7), n.op("Cast", "x", to=7)), to=1),
@@ -486,6 +490,16 @@ FLOAT_OPS: dict[str, Any] = {
     "Split": lambda n, x: n.op("Add", *n.split(x, [2, 2, 2], 1)[1:]),
     "Split of a vector": lambda n, x: n.op("Sub", *n.split(n.op("Flatten", x), [105, 105], 1)),
     "Gather": lambda n, x: n.op("Gather", x, n.constant([3, -1, 0, 0, 2], np.int64), axis=1),
+    "Resize by scales": lambda n, x: n.op(
+        "Resize", x, "", n.constant([1, 1, 2, 1.5]), mode="nearest", coordinate_transformation_mode="asymmetric"
+    ),
+    "Resize to sizes": lambda n, x: n.op(
+        "Resize", x, "", "", n.constant([6, 3, 10], np.int64), mode="nearest", axes=[1, 2, 3]
+    ),
+    "Resize of two axes": lambda n, x: n.op(
+        "Resize", x, "", n.constant([3.0, 0.5]), mode="nearest", axes=[2, 3], nearest_mode="floor"
+    ),
+    "Resize to what it was": lambda n, x: n.op("Resize", x, "", n.constant([1, 1, 1, 1]), mode="nearest"),
     "Gather columns": lambda n, x: n.op("Gather", x, n.constant([4, 1], np.int64), axis=3),
     "Gather one": lambda n, x: n.op("Gather", x, n.constant(-2, np.int64), axis=2),
     "Min": lambda n, x: n.op("Min", x, n.constant(0.25)),
