@@ -18,6 +18,7 @@ from .graph import Array
 TOLERANCE = 1e-6
 MAX_LEVELS = 16
 MAX_WEIGHT_LEVEL = 8
+MAX_SHIFTED_LEVEL = 31  # of sixteen levels or fewer in a row, which a zero point moves away from 0
 _MAX_DIVISOR = 16
 
 
@@ -194,6 +195,24 @@ _SYMMETRIC_COEFS: dict[int, tuple[int, ...]] = {
 _ODD_COEFS: dict[int, tuple[int, ...]] = {1: (1,), 3: (1, 2), 5: (1, 2, 2), 7: (1, 2, 4)}
 
 
+def _coefficients(values: tuple[int, ...]) -> tuple[tuple[int, ...], int] | None:
+    """(coefficients, shift) of the fewest planes for weight levels, ascending; None if more than five would be needed.
+
+    Sixteen levels from ``low`` on: the coefficients 1, 2, 4, 8 reach -15 .. 15 in steps of two, a fifth moves that to
+    ``2 * low .. 2 * low + 30``.
+    """
+    low, high = values[0], values[-1]
+    top = max(1, -low, high)
+    if top in _ODD_COEFS and all(value % 2 != 0 for value in values):
+        return _ODD_COEFS[top], 0
+    if top <= MAX_WEIGHT_LEVEL:
+        return _SYMMETRIC_COEFS[top], 1
+    if high - low > 15 or top > MAX_SHIFTED_LEVEL:
+        return None
+    bits = (high - low).bit_length()
+    return (*(1 << bit for bit in range(bits)), abs(2 * low + (1 << bits) - 1)), 1
+
+
 @dataclass(frozen=True)
 class WeightLattice:
     """Integer weights: ``weight[o] = scale[o] * levels[o]``; float64 ``scale`` [O], int64 ``levels`` [O, ...]."""
@@ -207,11 +226,9 @@ class WeightLattice:
 
     def planes(self) -> tuple[tuple[int, ...], int, list[Array]]:
         """(coefficients, shift, sign bits per plane): ``level = sum(coef * (1 - 2 * bit)) / 2**shift``."""
-        top = max(1, *(abs(value) for value in self.values))
-        if all(value % 2 != 0 for value in self.values):
-            coefs, shift = _ODD_COEFS[top], 0
-        else:
-            coefs, shift = _SYMMETRIC_COEFS[top], 1
+        found = _coefficients(self.values)
+        assert found is not None  # weight_lattice refuses what has none
+        coefs, shift = found
         # level * 2**shift + sum(coefs) = 2 * (sum of the coefficients whose sign is +1)
         rest = (self.levels * (1 << shift) + sum(coefs)) // 2
         table = {0: (0,) * len(coefs)}
@@ -237,7 +254,7 @@ class WeightLattice:
 def weight_lattice(weight: Array) -> WeightLattice | str:
     """Reads the lattice of a constant weight [O, ...] from its values, one scale per output channel.
 
-    Returns the reason as text if there is none: more levels than -8..8 in some output channel.
+    Returns the reason as text if there is none: other levels than -8 .. 8, and more than sixteen in a row.
     """
     flat = np.asarray(weight, np.float64).reshape(weight.shape[0], -1)
     levels = np.zeros(flat.shape, np.int64)
@@ -245,10 +262,13 @@ def weight_lattice(weight: Array) -> WeightLattice | str:
     for channel, row in enumerate(flat):
         distinct = distinct_values(row, 2 * MAX_WEIGHT_LEVEL + 1)
         fit = None if distinct is None else fit_levels(distinct)
-        if fit is None or max(abs(level) for level in fit.levels) > MAX_WEIGHT_LEVEL:
+        if fit is None or _coefficients(fit.levels) is None:
             count = np.unique(row).size
             return f"weights are not few-valued: output channel {channel} has {count} distinct values"
         scale = abs(fit.scale)
         scales[channel] = scale
         levels[channel] = np.rint(row / scale)
+    low, high = int(levels.min()), int(levels.max())
+    if _coefficients((low, high) if low < high else (low,)) is None:
+        return f"the weight levels of all output channels are {low} to {high}, more than sixteen"
     return WeightLattice(scales, levels.reshape(weight.shape))

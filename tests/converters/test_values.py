@@ -93,6 +93,24 @@ def test_weight_planes_add_up_to_the_levels(top: int) -> None:
     np.testing.assert_array_equal(total, levels * (1 << shift))
 
 
+@pytest.mark.parametrize(("low", "high"), [(0, 15), (-4, 11), (-11, 4), (-15, 0), (3, 10), (-12, -9), (16, 31), (9, 9)])
+def test_sixteen_levels_in_a_row_take_five_planes_at_most(low: int, high: int) -> None:
+    weight = np.random.default_rng(0).integers(low, high + 1, (3, 64)).astype(np.float32)
+    weight[:, :2] = (low, high)
+    lattice = weight_lattice(weight * np.float32(0.3))
+    assert isinstance(lattice, WeightLattice)
+    coefs, shift, planes = lattice.planes()
+    assert len(coefs) <= 5
+    total = sum(coef * (1 - 2 * plane.astype(np.int64)) for coef, plane in zip(coefs, planes, strict=True))
+    levels = total / (1 << shift)
+    np.testing.assert_allclose(levels * lattice.scale[:, None], weight * np.float32(0.3), rtol=1e-6)
+
+
+def test_zero_points_of_channels_can_need_too_many_levels() -> None:
+    weight = np.stack([np.arange(-15, 1), np.arange(16)]).astype(np.float32)
+    assert weight_lattice(weight) == "the weight levels of all output channels are -15 to 15, more than sixteen"
+
+
 @pytest.mark.parametrize(("top", "count"), [(3, 2), (5, 3), (7, 3)])
 def test_odd_levels_take_one_plane_less(top: int, count: int) -> None:
     levels = np.arange(-top, top + 1, 2).reshape(1, -1)
