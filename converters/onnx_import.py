@@ -53,6 +53,8 @@ qonnx.Quant                 x, scale, zero_point, bits     signed, narrow, round
 qonnx.Trunc                 x, scale, zero_point,          rounding_mode, signed, narrow, version: 1 (five inputs) or 2
                             in_bits[, out_scale], out_bits (six)
 qonnx.MultiThreshold        x, thresholds                  out_scale, out_bias, data_layout
+qonnx.Im2Col                x                              kernel_shape, strides, pads, dilations; left only where no
+                                                           MatMul with a constant reads it
 ==========================  =============================  ==========================================================
 
 The operators on integers of ONNX and com.microsoft (integer_ops.py) are expanded into those above. Constant, Identity,

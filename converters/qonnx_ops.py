@@ -98,9 +98,21 @@ def multi_threshold(x: Array, thresholds: Array, *, out_scale: float, out_bias: 
     return np.asarray(count * x.dtype.type(out_scale) + x.dtype.type(out_bias))
 
 
+def im2col(x: Array, *, kernel_shape: list[int], strides: list[int], dilations: list[int], pads: list[int]) -> Array:
+    """Windows of a map [N, H, W, C], each a row [kh * kw * C] of the result [N, OH, OW, kh * kw * C]."""
+    (height, width), (top, left, bottom, right) = kernel_shape, pads
+    padded = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel_shape, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
+    windows = windows[:, :: strides[0], :: strides[1], :, :: dilations[0], :: dilations[1]]
+    n, rows, columns, channels = windows.shape[:4]
+    return np.reshape(windows.transpose(0, 1, 2, 4, 5, 3), (n, rows, columns, height * width * channels))
+
+
 OPS: dict[str, Callable[..., Any]] = {
     "BipolarQuant": bipolar_quant,
     "Quant": quant,
     "Trunc": trunc,
     "MultiThreshold": multi_threshold,
+    "Im2Col": im2col,
 }

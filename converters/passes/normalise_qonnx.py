@@ -20,6 +20,18 @@ _OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "Trunc": ((5, 6), {"signed": 1, "narrow": 0, "rounding_mode": "FLOOR"}),
     "MultiThreshold": ((2,), {"out_scale": 1.0, "out_bias": 0.0, "data_layout": "", "out_dtype": ""}),
     "XnorPopcountMatMul": ((2,), {}),
+    "Im2Col": (
+        (1,),
+        {
+            "stride": [],
+            "kernel_size": [],
+            "input_shape": "",
+            "pad_amount": [0, 0, 0, 0],
+            "pad_value": 0,
+            "depthwise": 0,
+            "dilations": [1, 1],
+        },
+    ),
 }
 
 
@@ -44,6 +56,8 @@ def normalise_qonnx(build: NodeBuilder, node: Node) -> list[Node]:
             raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
     if op == "XnorPopcountMatMul":
         return _xnor_popcount(build, node)
+    if op == "Im2Col":
+        return _im2col(build, node, attrs)
     attrs.pop("out_dtype", None)
     if "rounding_mode" in attrs:
         mode = attrs["rounding_mode"] = str(attrs["rounding_mode"]).upper()
@@ -63,6 +77,23 @@ def _xnor_popcount(build: NodeBuilder, node: Node) -> list[Node]:
     signs = build.add("Sub", build.add("Mul", node.inputs[0], two), one)
     sums = build.add("MatMul", signs, build.constant((2 * weight - 1).astype(weight.dtype)))
     return build.end("Mul", build.add("Add", sums, count), half)
+
+
+def _im2col(build: NodeBuilder, node: Node, attrs: dict[str, Any]) -> list[Node]:
+    """With the names of Conv's attributes; the input is a map [N, H, W, C]."""
+    window = {"kernel_shape": "kernel_size", "strides": "stride", "dilations": "dilations", "pads": "pad_amount"}
+    resolved: dict[str, Any] = {new: list(attrs[old]) for new, old in window.items()}
+    for name, count in (("kernel_shape", 2), ("strides", 2), ("dilations", 2), ("pads", 4)):
+        if len(resolved[name]) != count or min(resolved[name]) < (name != "pads"):
+            raise RuleError(f"{window[name]} {resolved[name]}: {count} positive values are expected")
+    source = node.inputs[0]
+    if attrs["pad_value"] and any(resolved["pads"]):
+        top, left, bottom, right = resolved["pads"]
+        pads = build.constant(np.asarray([0, top, left, 0, 0, bottom, right, 0], np.int64))
+        value = build.constant(np.asarray(attrs["pad_value"], np.float32))
+        source = build.add("Pad", source, pads, value, "", mode="constant")
+        resolved["pads"] = [0, 0, 0, 0]
+    return [*build.nodes, Node("Im2Col", node.name, [source], list(node.outputs), resolved, "qonnx")]
 
 
 def in_channels_first(build: NodeBuilder, node: Node) -> list[Node]:

@@ -8,6 +8,7 @@ from .collapse_broadcasts import CollapseBroadcasts
 from .expand_integer_ops import ExpandDynamicQuantization, ExpandIntegerOps
 from .fold_constants import FoldConstants
 from .infer_shapes import InferShapes
+from .lowered_convolutions import LoweredConvolutions
 from .masked_scatters import MaskedScatters
 from .remove_dead_nodes import RemoveDeadNodes
 from .remove_identities import RemoveIdentities
@@ -20,6 +21,7 @@ PASSES: tuple[Pass, ...] = (
     ExpandDynamicQuantization(),
     ExpandIntegerOps(),
     InferShapes(),
+    LoweredConvolutions(),
     SplitToSlices(),
     ResizeToGathers(),
     RemoveIdentities(),

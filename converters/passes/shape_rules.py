@@ -281,6 +281,21 @@ def _multi_threshold(inputs: RuleInputs) -> list[Typed]:
     return _float_only(inputs)
 
 
+def _im2col(inputs: RuleInputs) -> list[Typed]:
+    attrs, shape = inputs.node.attrs, inputs.shape(0)
+    if len(shape) != 4:
+        raise RuleError(f"a map [N, H, W, C] is expected, found {shape_text(shape)}")
+    height, width, channels = (_static(dim, "a window over the batch axis") for dim in shape[1:])
+    kernel, pads = attrs["kernel_shape"], attrs["pads"]
+    sizes = [
+        window_count(size, kernel[axis], attrs["strides"][axis], attrs["dilations"][axis], pads[axis], pads[axis + 2])
+        for axis, size in enumerate((height, width))
+    ]
+    if min(sizes) < 1:
+        raise RuleError(f"the window {kernel} is larger than the padded map {shape_text(shape)}")
+    return [((shape[0], *sizes, kernel[0] * kernel[1] * channels), inputs.dtype(0))]
+
+
 # Windows and products -------------------------------------------------------------------------------------------------
 
 
@@ -770,4 +785,5 @@ RULES: dict[tuple[str, str], Rule] = {
     ("qonnx", "Quant"): _qonnx,
     ("qonnx", "Trunc"): _qonnx,
     ("qonnx", "MultiThreshold"): _multi_threshold,
+    ("qonnx", "Im2Col"): _im2col,
 }

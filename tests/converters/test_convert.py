@@ -9,6 +9,7 @@ import onnx
 import pytest
 from nets import Array, Net, check, convert, kinds, save
 from onnx import helper
+from tac_engine.converters.evaluate import ReferenceModel
 from tac_engine.converters.verify import verify
 
 import tac_engine
@@ -283,6 +284,33 @@ def test_low_bit_activations_and_weights(bits: int, weight_levels: tuple[int, ..
     output = net.conv(act, net.rng.choice(np.asarray(weight_levels, np.float32), (4, 10, 1, 1)))
     report = check(net.model(output, (domain,)), tmp_path, image(net))
     assert sum(layer.op == "binary_conv" for layer in report.layers) == 2
+
+
+@pytest.mark.parametrize("pad_value", [0, 1])
+def test_a_convolution_lowered_to_a_matrix_product_is_one_again(pad_value: int, tmp_path: Path) -> None:
+    domain = "qonnx.custom_op.general"
+    net = Net(("N", 9, 8, 5), seed=1)
+    columns = net.op(
+        "Im2Col",
+        "x",
+        domain=domain,
+        kernel_size=[2, 3],
+        stride=[2, 1],
+        dilations=[2, 1],
+        pad_amount=[1, 0, 2, 1],
+        pad_value=pad_value,
+        input_shape="(1, 9, 8, 5)",
+    )
+    weight = net.rng.integers(-4, 5, (2 * 3 * 5, 7)).astype(np.float32)
+    output = net.op("MatMul", columns, net.constant(weight))
+    x = net.rng.integers(-8, 8, (3, 9, 8, 5)).astype(np.float32)
+    report = check(net.model(output, (domain,)), tmp_path, x)
+    assert "float conv" in kinds(report)
+    padded = np.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0)), constant_values=pad_value)
+    taps = np.stack([padded[:, i : i + 9 : 2, j : j + 7] for i in (0, 2) for j in range(3)], axis=3)
+    expected = np.einsum("nhwtc,tco->nhwo", taps, weight.reshape(6, 5, 7))
+    found = ReferenceModel(net.model(output, (domain,))).run({"x": x})[output]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_quantize_dequantize_pairs_are_read_as_levels(tmp_path: Path) -> None:

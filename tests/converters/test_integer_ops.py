@@ -9,14 +9,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from nets import Net, check, convert, kinds
 from onnx import TensorProto, helper
+from onnx_models import parse
 from tac_engine.converters.evaluate import ReferenceModel, evaluate_node
 from tac_engine.converters.graph import Array, Node
 
 import tac_engine
-
-from .nets import Net, check, convert, kinds
-from .onnx_models import parse
 
 MICROSOFT = "com.microsoft"
 

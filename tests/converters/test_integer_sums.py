@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nets import Net, check, convert
 from tac_engine.converters.graph import Array
 
 import tac_engine
-
-from .nets import Net, check, convert
 
 QONNX = "qonnx.custom_op.general"
 SCALE, ZERO = np.float32(0.0173), 131
