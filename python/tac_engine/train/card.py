@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,12 @@ from ..converters.compact import compact_onnx
 from ..converters.verify import VerifyReport, verify
 from .compression import CodebookLinear
 from .export import bake, export_onnx
+from .table import CARD as CARD_JSON
+from .table import TACBIN, markdown_table
 from .trainer import LOG, Trainer
 
-ONNX, COMPACT, TACBIN = "model.onnx", "model_compact.onnx", "model.tacbin"
-CARD_JSON, CARD, REPORT, CURVES = "model_card.json", "model_card.md", "report.md", "curves.png"
+ONNX, COMPACT = "model.onnx", "model_compact.onnx"
+CARD, REPORT, CURVES = "model_card.md", "report.md", "curves.png"
 _RUN_BATCH = 250
 
 
@@ -135,17 +136,11 @@ def _device(device: torch.device) -> str:
 # --- text -----------------------------------------------------------------------------------
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def _stage_table(card: dict[str, Any]) -> str:
     rows = [
         (s["name"], s["epochs"], f"{s['train_accuracy']:.2f} %", f"{s['test_accuracy']:.2f} %") for s in card["stages"]
     ]
-    return table(("after", "epochs", "training accuracy, augmented", "test accuracy"), rows)
+    return markdown_table(("after", "epochs", "training accuracy, augmented", "test accuracy"), rows)
 
 
 def _size_table(card: dict[str, Any]) -> str:
@@ -155,7 +150,7 @@ def _size_table(card: dict[str, Any]) -> str:
         (f"{COMPACT}, the same values packed", card["compact_onnx_bytes"]),
         (TACBIN, card["tacbin_bytes"]),
     ]
-    return table(("what", "bytes"), rows)
+    return markdown_table(("what", "bytes"), rows)
 
 
 def _agreement(card: dict[str, Any]) -> str:
@@ -171,7 +166,9 @@ def _agreement(card: dict[str, Any]) -> str:
 def _card_text(card: dict[str, Any]) -> str:
     data, recipe, environment = card["data"], card["recipe"], card["environment"]
     channels, height, width = data["input_shape"]
-    settings = table(("setting", "value"), [(key, value) for key, value in recipe.items() if value is not None])
+    settings = markdown_table(
+        ("setting", "value"), [(key, value) for key, value in recipe.items() if value is not None]
+    )
     codebooks = [
         (f"FC {i}", " x ".join(map(str, c["shape"])), f"{100 * c['zeros']:.0f} %", c["values"])
         for i, c in enumerate(card["codebooks"])
@@ -196,7 +193,7 @@ def _card_text(card: dict[str, Any]) -> str:
         _agreement(card),
     ]
     if codebooks:
-        parts += ["## Codebooks", table(("layer", "weights", "zeros", "other values"), codebooks)]
+        parts += ["## Codebooks", markdown_table(("layer", "weights", "zeros", "other values"), codebooks)]
     parts += ["## Recipe", settings]
     return "\n\n".join(parts) + "\n"
 
