@@ -8,8 +8,8 @@ import numpy as np
 
 from ..graph import Array, Node
 from ..integers import integer_limits
-from ..qonnx_ops import integer_range
-from ..values import BINARY
+from ..qonnx_ops import integer_range, threshold_axis
+from ..values import BINARY, MAX_LEVELS, Encoding
 from .emitter import NotLowered, Stored
 from .floats import combine, unary, with_constant
 
@@ -122,11 +122,45 @@ def bipolar_quant(lowering: Lowering, node: Node) -> Stored:
 
 def _signs(lowering: Lowering, node: Node, stored: Stored) -> Stored:
     """+1 where x >= 0, else -1."""
-    fields = {"input": stored.tensor, "thresholds": np.zeros((1, 1), np.float32)}
-    bits = lowering.emit.op("quantize", node, fields, stored.dims, dtype="bits", encoding=BINARY, helper=True)
-    values = {"input": bits, "values": np.asarray([[-1.0, 1.0]], np.float32)}
-    made = lowering.emit.op("dequantize", node, values, stored.dims, helper=True)
+    values = np.asarray([[-1.0, 1.0]], np.float32)
+    return _packed_and_unpacked(lowering, node, stored, np.zeros((1, 1), np.float32), BINARY, values)
+
+
+def _packed_and_unpacked(
+    lowering: Lowering, node: Node, stored: Stored, thresholds: Array, encoding: Encoding, values: Array
+) -> Stored:
+    """``values`` [1, L] of the levels that ``thresholds`` [1 or C, L - 1] divide a tensor into."""
+    fields = {"input": stored.tensor, "thresholds": thresholds}
+    bits = lowering.emit.op("quantize", node, fields, stored.dims, dtype="bits", encoding=encoding, helper=True)
+    fields = {"input": bits, "values": values}
+    made = lowering.emit.op("dequantize", node, fields, stored.dims, helper=True)
     return Stored(made, stored.dims, stored.layout, stored.map_dims)
+
+
+def multi_threshold(lowering: Lowering, node: Node) -> Stored:
+    """More thresholds than packed bits have levels: a sum of counts of up to 15."""
+    (thresholds,) = _parameters(lowering, node)
+    rank = len(lowering.graph.shapes[node.output])
+    steps = _Arithmetic(lowering, node)
+    axis = threshold_axis(node.attrs["data_layout"], rank)
+    stored = (
+        lowering.emit.nhwc(steps.stored, node) if rank == 4 and axis == 1 else lowering.emit.plain(steps.stored, node)
+    )
+    if len(thresholds) > 1 and stored.layout == "plain" and axis != rank - 1:
+        raise NotLowered(node, f"its channels are on axis {axis}, expected 1 of a map or the last")
+    ascending = np.sort(thresholds, axis=1)
+    total: Stored | None = None
+    for begin in range(0, ascending.shape[1], MAX_LEVELS - 1):
+        part = np.ascontiguousarray(ascending[:, begin : begin + MAX_LEVELS - 1])
+        counts = np.arange(part.shape[1] + 1, dtype=np.float32).reshape(1, -1)
+        encoding = Encoding("linear", 0, 1, counts.size)
+        count = _packed_and_unpacked(lowering, node, stored, part, encoding, counts)
+        total = count if total is None else combine(lowering, node, "add", total, count, last=False)
+    if total is None:
+        raise NotLowered(node, "it has no thresholds")
+    steps.stored = total
+    steps.constant("mul", np.asarray(node.attrs["out_scale"], np.float32))
+    return steps.finish("add", np.asarray(node.attrs["out_bias"], np.float32))
 
 
 def _along_axis(node: Node, constant: Array, rank: int) -> Array:
@@ -179,6 +213,7 @@ def cast(lowering: Lowering, node: Node) -> Stored:
 RULES = {
     "Cast": cast,
     "BipolarQuant": bipolar_quant,
+    "MultiThreshold": multi_threshold,
     "Quant": quant,
     "Trunc": trunc,
     "QuantizeLinear": quantize_linear,

@@ -313,6 +313,20 @@ def test_a_convolution_lowered_to_a_matrix_product_is_one_again(pad_value: int, 
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("shape", [("N", 6, 4, 4), ("N", 6)])
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("steps", [16, 40])
+def test_more_thresholds_than_bits_hold_are_counted(
+    shape: tuple[int | str, ...], rows: int, steps: int, tmp_path: Path
+) -> None:
+    domain = "qonnx.custom_op.general"
+    net = Net(shape, seed=2)
+    thresholds = net.constant(np.sort(net.rng.normal(size=(rows, steps)), axis=1))
+    output = net.op("MultiThreshold", "x", thresholds, domain=domain, out_dtype="INT8", out_scale=0.3, out_bias=-1.5)
+    x = net.rng.normal(size=(5, *shape[1:])).astype(np.float32)
+    check(net.model(output, (domain,)), tmp_path, x)
+
+
 def test_quantize_dequantize_pairs_are_read_as_levels(tmp_path: Path) -> None:
     net = Net(("N", 8, 5, 5), seed=0)
     scale, zero = net.constant(0.5), net.constant(0, np.int8)
