@@ -12,7 +12,7 @@ from ..graph import Array, Graph, Node, Shape, StepOf
 from ..value_sets import few_values
 from ..values import MAX_LEVELS, TOLERANCE, WeightLattice, distinct_values, weight_lattice
 from ..window_ops import conv
-from .bases import ActivationParts, WeightBases, activation_parts, weight_bases
+from .bases import MAX_BASES, ActivationParts, WeightBases, activation_parts, weight_bases
 
 # Pairs of a weight plane and an activation plane that cost as much as the float layer: 8 to 11 on AVX2, 14 to 20 on
 # AVX-512, measured at 64 channels and more; a word of 64 channels costs the same if it is not full.
@@ -65,13 +65,15 @@ def split_layers(analysis: Analysis) -> SplitResult:
         constant = mac_weights(graph, node)
         if isinstance(constant, str) or not _is_plain(graph, node, constant):
             continue
-        weights = weight_lattice(constant.weight)
-        bases = weight_bases(constant.weight) if isinstance(weights, str) else _lattice_bases(constant.weight)
-        if bases is None:
-            continue
+        if distinct_values(constant.weight[0], 1 << MAX_BASES) is None:
+            continue  # many values; the activation need not be searched
         source = bit_source(analysis, constant.activation)
         parts = None if isinstance(source, BitSource) else _parts(analysis, constant.activation)
         if parts is None and not isinstance(source, BitSource):
+            continue
+        weights = weight_lattice(constant.weight)
+        bases = weight_bases(constant.weight) if isinstance(weights, str) else _lattice_bases(constant.weight)
+        if bases is None:
             continue
         planes = source.encoding.planes if isinstance(source, BitSource) else 0 if parts is None else parts.planes
         group = int(node.attrs.get("group", 1))

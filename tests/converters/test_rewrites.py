@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from nets import Array, Net, check, convert, kinds
+from paper import Pair, PaperNet, run
 from tac_engine.converters.report import ConversionReport
 from tac_engine.converters.rewrites.bases import WeightBases, activation_parts, weight_bases
 from tac_engine.converters.verify import verify
@@ -250,3 +251,27 @@ def test_a_layer_that_is_packed_again_stays_so_when_another_is_split(tmp_path: P
     output = net.conv(two_values(net, hidden, -0.65, 0.9131), ternary(net, 5, 64, 1, 1))
     report = check(net.model(output), tmp_path, image(net), tolerance=TOLERANCE)
     assert layers_of_bits(report) == 4
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_layers_agree_with_float64(seed: int, tmp_path: Path) -> None:
+    """Any few weights and activations, groups, strides and pads: within a few float32 roundings of the exact sums."""
+    rng = np.random.default_rng(seed)
+    group, size = int(rng.choice([1, 1, 2])), int(rng.choice([1, 3]))
+    channels, outputs = group * int(rng.integers(48, 65)), group * int(rng.integers(1, 20))
+    net = PaperNet((channels, *(int(length) for length in rng.integers(3, 8, 2))), seed, batch=2)
+    values = np.sort(rng.choice(rng.uniform(-2, 2, 4), int(rng.integers(2, 4)), replace=False)).astype(np.float32)
+    values[rng.integers(values.size)] *= np.float32(rng.integers(2))  # zero is one of them every other time
+    values = np.unique(values)
+    name, value = "", np.full(net.image.shape, values[0], np.float64)
+    for high, threshold in zip(values[1:], np.sort(rng.normal(size=values.size - 1)), strict=True):
+        above = net.op("GreaterOrEqual", "x", net.constant(threshold))
+        name = net.op("Where", above, net.constant(high), name or net.constant(values[0]))
+        value[net.image >= np.float32(threshold)] = high
+    weight = rng.choice(rng.normal(size=int(rng.integers(2, 4))), (outputs, channels // group, size, size))
+    weight = (weight * rng.uniform(0.5, 2, (outputs, 1, 1, 1))).astype(np.float32)
+    pad, stride = int(rng.integers(0, 2)), int(rng.integers(1, 3))
+    output = net.convolve(Pair(name, value), weight, rng.normal(size=outputs), stride=stride, pad=pad, group=group)
+    ran = run(net, output, tmp_path, bound=2e-6)
+    assert ran.layers
+    assert not any(kind.startswith("float") for kind, _ in ran.layers)
