@@ -266,6 +266,8 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     rank = len(graph.shapes[constant.activation])
     if rank not in (2, 4) or (node.op != "Conv" and rank != 2):
         return f"its input has rank {rank}"
+    if node.op == "Conv" and node.attrs["group"] > 1 and constant.weight.shape[1] == 1:
+        return "a depthwise layer: its bits would fill one of 64 places of a word, floats are ten times as fast"
     weights = weight_lattice(constant.weight)
     if isinstance(weights, str):
         return weights

@@ -73,8 +73,8 @@ def split_layers(analysis: Analysis) -> SplitResult:
             continue
         weights = weight_lattice(constant.weight)
         bases = weight_bases(constant.weight) if isinstance(weights, str) else _lattice_bases(constant.weight)
-        if bases is None:
-            continue
+        if bases is None or (isinstance(weights, WeightLattice) and parts is None):
+            continue  # many values, or a layer that analysis knows a better reason for
         planes = source.encoding.planes if isinstance(source, BitSource) else 0 if parts is None else parts.planes
         group = int(node.attrs.get("group", 1))
         pairs = planes * (_weight_planes(weights, bases) + (group > 1 and bool(bases.offset.any())))
