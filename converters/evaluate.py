@@ -13,7 +13,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import InvalidInputError, UnsupportedModelError
-from . import integer_ops, qonnx_ops, window_ops
+from . import integer_ops, qonnx_ops, resize_ops, window_ops
 from .graph import Array, Batch, Node
 from .integers import integer_limits
 from .onnx_file import RawInput, load_model, read_graph
@@ -210,6 +210,27 @@ def _slice(node: Node, inputs: list[Array | None]) -> list[Array] | None:
     return [x[tuple(index)]]
 
 
+def _resize(node: Node, inputs: list[Array | None]) -> list[Array]:
+    x, attrs = inputs[0], node.attrs
+    assert x is not None
+    reason = resize_ops.unsupported(attrs)
+    if reason:
+        raise ValueError(reason)
+    if "scales" in attrs:
+        sizes = [old if isinstance(new, Batch) else new for old, new in zip(x.shape, attrs["sizes"], strict=True)]
+        return [resize_ops.resize(x, attrs, sizes, attrs["scales"])]
+    axes = [axis % x.ndim for axis in attrs.get("axes") or range(x.ndim)]
+    factors, sizes = [1.0] * x.ndim, list(x.shape)
+    for place, axis in enumerate(axes):
+        if inputs[1] is not None and inputs[1].size:
+            factors[axis] = float(inputs[1].ravel()[place])
+            sizes[axis] = resize_ops.output_size(x.shape[axis], factors[axis])
+        elif inputs[2] is not None:
+            sizes[axis] = int(inputs[2].ravel()[place])
+            factors[axis] = sizes[axis] / x.shape[axis]
+    return [resize_ops.resize(x, attrs, sizes, factors)]
+
+
 def _split(node: Node, inputs: list[Array | None]) -> list[Array]:
     x = _required(inputs)[0]
     axis = node.attrs["axis"]
@@ -292,6 +313,7 @@ _OWN: dict[str, Callable[[Node, list[Array | None]], list[Array] | None]] = {
     "Pad": _pad,
     "Slice": _slice,
     "Split": _split,
+    "Resize": _resize,
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "QuantizeLinear": _quantize_linear,

@@ -36,7 +36,7 @@ Transpose                   x                              perm
 Slice                       x                              axes, starts, ends, steps: clamped; steps may be negative,
                                                            ends is then -1 for "through element 0". Also stands for
                                                            Split
-Gather                      x, indices                     axis. Also stands for Resize to the nearest element
+Gather                      x, indices                     axis
 Pad                         x, VALUE|""                    pads (2 * rank: begins then ends), mode
 Expand                      x                              shape: a Shape (left only where it cannot be collapsed)
 Cast                        x                              to (TensorProto data type)
@@ -59,9 +59,11 @@ qonnx.Im2Col                x                              kernel_shape, strides
 
 The operators on integers of ONNX and com.microsoft (integer_ops.py) are expanded into those above. Constant, Identity,
 Dropout, CastLike, Flatten, Squeeze, Unsqueeze, Sum, Mean, Shape, Size, ConstantOfShape, Range and control flow never
-occur. A node with constant inputs only never occurs. A constant operand of an elementwise op has size 1 along every
-axis where its values repeat, if the result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An Identity between a graph
-input and a graph output is a Reshape to the same shape.
+occur. Normalisations but BatchNormalization, Resize, DepthToSpace, SpaceToDepth, ConvTranspose, ScatterND, mirrored
+Pads and windows of one dimension are written as the operators above (passes/decompose.py). A node with constant inputs
+only never occurs. A constant operand of an elementwise op has size 1 along every axis where its values repeat, if the
+result keeps its shape ([1, C, H, W] -> [1, C, 1, 1]). An Identity between a graph input and a graph output is a Reshape
+to the same shape.
 """
 
 from __future__ import annotations

@@ -300,6 +300,45 @@ def _windowed(self: Normaliser, node: Node) -> list[Node]:
     return [node]
 
 
+def _conv_transpose(self: Normaliser, node: Node) -> list[Node]:
+    if node.attrs.pop("auto_pad") != "NOTSET" or node.attrs.get("output_shape"):
+        raise RuleError("auto_pad and output_shape are not supported; give pads and output_padding")
+    return _pad_inputs(node, 3)
+
+
+def _one_output(self: Normaliser, node: Node) -> list[Node]:
+    if self.reads_output(node, 1):
+        raise RuleError("only the first output is supported")
+    node.outputs = node.outputs[:1]
+    return [node]
+
+
+def _layer_normalization(self: Normaliser, node: Node) -> list[Node]:
+    node.attrs.pop("stash_type", None)
+    return _one_output(self, _pad_inputs(node, 3)[0])
+
+
+def _depth_to_space(self: Normaliser, node: Node) -> list[Node]:
+    node.attrs.setdefault("mode", "DCR")
+    return [node]
+
+
+def _resize(self: Normaliser, node: Node) -> list[Node]:
+    """Inputs x, scales, sizes. Upsample, and Resize before opset 11, lay the positions out from the corner."""
+    if node.op == "Upsample":
+        scales = node.attrs.pop("scales", None)
+        if scales is not None:
+            node.inputs.append(self.add_constant(node, "scales", np.asarray(scales, np.float32)))
+    if node.op == "Upsample" or self.opset < 11:
+        node.attrs |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        inputs = [*node.inputs, ""]
+    else:
+        inputs = [node.inputs[0], *_pad_inputs(node, 4)[0].inputs[2:]]
+    for name in ("cubic_coeff_a", "exclude_outside", "extrapolation_value"):
+        node.attrs.pop(name, None)
+    return [Node("Resize", node.name, inputs, node.outputs, node.attrs)]
+
+
 def set_window_defaults(node: Node, rank: int) -> None:
     """strides, dilations and pads written out. Raises RuleError where a list does not fit ``rank``."""
     attrs = node.attrs
@@ -379,6 +418,11 @@ _RULES: dict[str, Callable[[Normaliser, Node], list[Node]]] = {
     **dict.fromkeys(_CONVOLUTIONS, _windowed),
     "MaxPool": _windowed,
     "AveragePool": _windowed,
+    "ConvTranspose": _conv_transpose,
+    "LayerNormalization": _layer_normalization,
+    "DepthToSpace": _depth_to_space,
+    "Resize": _resize,
+    "Upsample": _resize,
     "Sum": _variadic,
     "Mean": _variadic,
     "Max": _variadic,

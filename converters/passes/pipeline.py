@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..graph import Graph
 from .base import Pass, PassContext
 from .collapse_broadcasts import CollapseBroadcasts
+from .decompose import Decompose
 from .expand_integer_ops import ExpandDynamicQuantization, ExpandIntegerOps
 from .fold_constants import FoldConstants
 from .infer_shapes import InferShapes
@@ -12,7 +13,6 @@ from .lowered_convolutions import LoweredConvolutions
 from .masked_scatters import MaskedScatters
 from .remove_dead_nodes import RemoveDeadNodes
 from .remove_identities import RemoveIdentities
-from .resize_to_gathers import ResizeToGathers
 from .split_to_slices import SplitToSlices
 
 PASSES: tuple[Pass, ...] = (
@@ -23,10 +23,10 @@ PASSES: tuple[Pass, ...] = (
     InferShapes(),
     LoweredConvolutions(),
     SplitToSlices(),
-    ResizeToGathers(),
     RemoveIdentities(),
     CollapseBroadcasts(),
     RemoveDeadNodes(),
+    Decompose(),
 )
 
 # Each round resolves one more level of "a shape that follows from a constant that follows from a shape".

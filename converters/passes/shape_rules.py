@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from .. import resize_ops
 from ..graph import Array, Batch, Dim, Node, Shape
 from ..qonnx_ops import threshold_axis
 from ..window_ops import resolve_auto_pad, window_count
@@ -352,6 +353,118 @@ def _conv(inputs: RuleInputs) -> list[Typed]:
     return [((shape[0], dims[0], *_window_output(attrs, sizes)), dtype)]
 
 
+def _conv_transpose(inputs: RuleInputs) -> list[Typed]:
+    shape, filters, attrs = inputs.shape(0), inputs.shape(1), inputs.node.attrs
+    if len(shape) != 4 or len(filters) != 4:
+        raise RuleError(
+            f"an input and weights of rank 4 are expected, found {shape_text(shape)}, {shape_text(filters)}"
+        )
+    dims = [_static(dim, "weights with a batch axis") for dim in filters]
+    sizes = [_static(dim, "a window over the batch axis") for dim in shape[2:]]
+    attrs.setdefault("kernel_shape", dims[2:])
+    set_window_defaults(inputs.node, 2)
+    padding = attrs.setdefault("output_padding", [0, 0])
+    if len(padding) != 2 or any(
+        not 0 <= padding[i] < max(attrs["strides"][i], attrs["dilations"][i]) for i in range(2)
+    ):
+        raise RuleError(f"output_padding {padding} is not below strides {attrs['strides']}")
+    group = attrs["group"]
+    if group < 1 or dims[0] % group or shape[1] != dims[0] or attrs["kernel_shape"] != dims[2:]:
+        raise RuleError(f"weights {shape_text(filters)} with group {group} do not fit an input {shape_text(shape)}")
+    if inputs.has(2) and inputs.shape(2) != (dims[1] * group,):
+        raise RuleError(f"a bias of shape [{dims[1] * group}] is expected, found {shape_text(inputs.shape(2))}")
+    out = [
+        attrs["strides"][i] * (sizes[i] - 1)
+        + padding[i]
+        + attrs["dilations"][i] * (dims[2 + i] - 1)
+        + 1
+        - attrs["pads"][i]
+        - attrs["pads"][2 + i]
+        for i in range(2)
+    ]
+    if min(out) < 1:
+        raise RuleError(f"pads {attrs['pads']} leave nothing of the result")
+    return [((shape[0], dims[1] * group, *out), _same_dtype(inputs, [0, 1]))]
+
+
+def _layer_normalization(inputs: RuleInputs) -> list[Typed]:
+    shape, attrs = inputs.shape(0), inputs.node.attrs
+    axis = attrs["axis"] = normal_axis(attrs["axis"], len(shape))
+    if any(isinstance(dim, Batch) for dim in shape[axis:]):
+        raise RuleError("normalising over the batch axis would mix the samples of a batch")
+    for index in (1, 2):
+        if inputs.has(index) and broadcast([shape, inputs.shape(index)]) != shape:
+            raise RuleError(f"a scale {shape_text(inputs.shape(index))} does not fit an input {shape_text(shape)}")
+    return [(shape, inputs.dtype(0))]
+
+
+def _instance_normalization(inputs: RuleInputs) -> list[Typed]:
+    shape = inputs.shape(0)
+    if len(shape) < 3:
+        raise RuleError(f"an input [N, C, ...] of rank 3 or more is expected, found {shape_text(shape)}")
+    for index in (1, 2):
+        if inputs.shape(index) != (shape[1],):
+            raise RuleError(f"{shape[1]} scales and biases are expected, found {shape_text(inputs.shape(index))}")
+    return [(shape, inputs.dtype(0))]
+
+
+def _depth_to_space(inputs: RuleInputs) -> list[Typed]:
+    shape, attrs = inputs.shape(0), inputs.node.attrs
+    if len(shape) != 4:
+        raise RuleError(f"an input of rank 4 is expected, found {shape_text(shape)}")
+    depth, height, width = (_static(dim, "splitting the batch axis") for dim in shape[1:])
+    block = attrs["blocksize"]
+    if inputs.node.op == "SpaceToDepth":
+        if block < 1 or height % block or width % block:
+            raise RuleError(f"blocks of {block} do not fit an input {shape_text(shape)}")
+        return [((shape[0], depth * block * block, height // block, width // block), inputs.dtype(0))]
+    if attrs["mode"] not in ("DCR", "CRD"):
+        raise RuleError(f"unknown mode '{attrs['mode']}'")
+    if block < 1 or depth % (block * block):
+        raise RuleError(f"blocks of {block} do not fit an input {shape_text(shape)}")
+    return [((shape[0], depth // (block * block), height * block, width * block), inputs.dtype(0))]
+
+
+def _resize(inputs: RuleInputs) -> list[Typed]:
+    """Resolves scales and sizes into attrs: a factor for each axis, and the new shape."""
+    node, shape, attrs = inputs.node, inputs.shape(0), inputs.node.attrs
+    if "scales" in attrs:
+        return [(attrs["sizes"], inputs.dtype(0))]
+    reason = resize_ops.unsupported(attrs)
+    if reason:
+        raise RuleError(reason)
+    axes = [normal_axis(axis, len(shape)) for axis in attrs.pop("axes", None) or range(len(shape))]
+    scales, sizes = [1.0] * len(shape), list(shape)
+    if inputs.has(1) and inputs.constants[1] is None:
+        raise RuleError("the scales are computed from the data; constants are expected")
+    given = inputs.constants[1]
+    if given is not None and given.size:
+        if given.size != len(axes) or not np.all(given > 0):
+            raise RuleError(f"{len(axes)} positive scales are expected, found {given.ravel().tolist()}")
+        for axis, scale in zip(axes, given.ravel().tolist(), strict=True):
+            scales[axis] = float(scale)
+            if scale != 1.0:
+                size = _static(shape[axis], "resizing the batch axis")
+                sizes[axis] = resize_ops.output_size(size, float(scale))
+    elif inputs.has(2):
+        wanted = inputs.dims(2, "the new sizes")
+        if len(wanted) != len(axes):
+            raise RuleError(f"{len(axes)} sizes are expected, found {len(wanted)}")
+        for axis, dim in zip(axes, wanted, strict=True):
+            old = shape[axis]
+            if dim == old or (isinstance(old, Batch) and dim == inputs.literal_batch):
+                continue
+            size = _static(old, "resizing the batch axis")
+            sizes[axis] = new_size = _static(dim, "a size that depends on the batch")
+            scales[axis] = new_size / size
+    else:
+        raise RuleError("scales and sizes are missing")
+    if any(isinstance(size, int) and size < 1 for size in sizes):
+        raise RuleError(f"scales {scales} leave nothing of {shape_text(shape)}")
+    node.inputs, node.attrs = node.inputs[:1], {**attrs, "scales": scales, "sizes": tuple(sizes)}
+    return [(tuple(sizes), inputs.dtype(0))]
+
+
 def _pool(inputs: RuleInputs) -> list[Typed]:
     shape = inputs.shape(0)
     sizes = _resolve_window(inputs, [])
@@ -669,45 +782,6 @@ def _pad(inputs: RuleInputs) -> list[Typed]:
     return [(tuple(dims), inputs.dtype(0))]
 
 
-def _resize(inputs: RuleInputs) -> list[Typed]:
-    node, shape = inputs.node, inputs.shape(0)
-    attrs = node.attrs
-    if "resized" not in attrs:
-        for name, wanted in (("mode", "nearest"), ("keep_aspect_ratio_policy", "stretch")):
-            if attrs.get(name, wanted) != wanted:
-                raise RuleError(f"{name} '{attrs[name]}' is not supported, only '{wanted}' is")
-        coordinates = attrs.get("coordinate_transformation_mode", "half_pixel")
-        if coordinates == "tf_crop_and_resize":
-            raise RuleError("coordinate_transformation_mode 'tf_crop_and_resize' is not supported")
-        axes = [normal_axis(axis, len(shape)) for axis in attrs.get("axes") or range(len(shape))]
-        scales = inputs.constants[2].ravel() if inputs.has(2) and inputs.constants[2] is not None else np.zeros(0)
-        sizes: list[Dim] = inputs.dims(3, "the size") if inputs.has(3) and not scales.size else []
-        if len(axes) not in (scales.size, len(sizes)):
-            raise RuleError(f"{len(axes)} constant scales or sizes are expected, found {scales.size or len(sizes)}")
-        resized: list[tuple[int, float | None, int | None]] = []
-        for index, axis in enumerate(axes):
-            scale = float(scales[index]) if scales.size else None
-            size = sizes[index] if sizes else None
-            if isinstance(shape[axis], Batch):
-                if scale not in (None, 1.0) or size not in (None, shape[axis], inputs.literal_batch):
-                    raise RuleError("resizing the batch axis is not supported")
-                continue
-            resized.append((axis, scale, None if size is None else _static(size, "a size that depends on the batch")))
-        node.inputs = node.inputs[:1]
-        node.attrs = {
-            "resized": resized,
-            "coordinate_transformation_mode": coordinates,
-            "nearest_mode": attrs.get("nearest_mode", "round_prefer_floor"),
-        }
-    dims = list(shape)
-    for axis, scale, size in node.attrs["resized"]:
-        dim = _static(shape[axis], "resizing the batch axis")
-        dims[axis] = size if scale is None else int(np.floor(dim * scale))
-        if dims[axis] < 1:
-            raise RuleError(f"nothing of axis {axis} of {shape_text(shape)} is left")
-    return [(tuple(dims), inputs.dtype(0))]
-
-
 def _expand(inputs: RuleInputs) -> list[Typed]:
     node = inputs.node
     target = node.attrs.get("shape")
@@ -756,6 +830,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "DequantizeLinear"): _quantize_linear,
     ("", "DynamicQuantizeLinear"): _dynamic_quantize_linear,
     ("", "Conv"): _conv,
+    ("", "ConvTranspose"): _conv_transpose,
+    ("", "LayerNormalization"): _layer_normalization,
+    ("", "InstanceNormalization"): _instance_normalization,
+    ("", "DepthToSpace"): _depth_to_space,
+    ("", "SpaceToDepth"): _depth_to_space,
+    ("", "Resize"): _resize,
     ("", "MaxPool"): _pool,
     ("", "AveragePool"): _pool,
     ("", "GlobalAveragePool"): _global_pool,
@@ -776,7 +856,6 @@ RULES: dict[tuple[str, str], Rule] = {
     ("", "Split"): _split,
     ("", "Gather"): _gather,
     ("", "Pad"): _pad,
-    ("", "Resize"): _resize,
     ("", "Expand"): _expand,
     ("", "ConstantOfShape"): _constant_of_shape,
     ("", "Shape"): _shape,

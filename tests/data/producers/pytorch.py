@@ -39,7 +39,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
                 module.weight.copy_(0.25 + 0.1 * normal(module.weight))
             elif isinstance(module, LearnableBias):
                 module.bias.copy_(normal(module.bias))
-            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+            elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 module.weight.copy_(normal(module.weight) * 0.2)
                 if module.bias is not None:
                     module.bias.copy_(normal(module.bias))
@@ -238,13 +238,13 @@ class SignNet(nn.Module):
     def __init__(self, sign: Callable[[Tensor], Tensor], bare: bool) -> None:
         super().__init__()
         self.sign = sign
-        self.conv1 = SignConv(4, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.Identity() if bare else nn.BatchNorm2d(8)
-        self.conv2 = SignConv(8, 8, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.conv3 = SignConv(8, 6, 3, stride=2, bias=False)
-        self.bn3 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6 * 3 * 3, 5)
+        self.conv1 = SignConv(4, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.Identity() if bare else nn.BatchNorm2d(6)
+        self.conv2 = SignConv(6, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.conv3 = SignConv(6, 4, 3, stride=2, bias=False)
+        self.bn3 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4 * 2 * 2, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(self.sign(x)))
@@ -258,9 +258,9 @@ DYNAMO_ONLY = (sign_heaviside, sign_bucketed)
 
 for sign in EXACT_SIGNS:
     exporters = ("dynamo",) if sign in DYNAMO_ONLY else EXPORTERS
-    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=True), (4, 8, 8), step=0.5, exporters=exporters)
+    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=True), (4, 6, 6), step=0.5, exporters=exporters)
 for sign in ROUNDED_SIGNS:
-    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=False), (4, 8, 8), step=0.5)
+    add(sign.__name__, lambda sign=sign: SignNet(sign, bare=False), (4, 6, 6), step=0.5)
 
 
 # How weights become few values ----------------------------------------------------------------------------------------
@@ -309,13 +309,13 @@ class WeightNet(nn.Module):
         super().__init__()
         self.quantize = quantize
         self.baked = baked
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=True)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.conv3 = nn.Conv2d(8, 6, 3, stride=2, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(6)
-        self.fc = nn.Linear(6 * 16, 5)
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=True)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.conv3 = nn.Conv2d(6, 4, 3, stride=2, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4 * 16, 5)
 
     def bake(self) -> WeightNet:
         """Replaces the latent weights by what the forward pass makes of them, once."""
@@ -337,9 +337,9 @@ class WeightNet(nn.Module):
 
 for quantize in WEIGHTS:
     add(quantize.__name__, lambda quantize=quantize: WeightNet(quantize), (3, 8, 8))
-add("weight_sign_baked", lambda: WeightNet(weight_sign), (3, 8, 8), prepare=WeightNet.bake)
-add("weight_bireal_baked", lambda: WeightNet(weight_bireal), (3, 8, 8), prepare=WeightNet.bake)
-add("weight_ternary_baked", lambda: WeightNet(weight_ternary), (3, 8, 8), prepare=WeightNet.bake)
+add("weight_sign_baked", lambda: WeightNet(weight_sign), (3, 8, 8), prepare=WeightNet.bake, exporters=("legacy",))
+add("weight_bireal_baked", lambda: WeightNet(weight_bireal), (3, 8, 8), prepare=WeightNet.bake, exporters=("legacy",))
+add("weight_ternary_baked", lambda: WeightNet(weight_ternary), (3, 8, 8), prepare=WeightNet.bake, exporters=("legacy",))
 
 
 # Padding, pooling, fully connected layers, dynamic batches, weights outside the file ----------------------------------
@@ -380,9 +380,9 @@ class BinaryNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(8)
         self.conv2 = SignConv(8, 8, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(8)
-        self.fc1 = SignLinear(8 * 16, 16, bias=bias)
-        self.bn3 = nn.BatchNorm1d(16)
-        self.fc2 = SignLinear(16, 5, bias=bias)
+        self.fc1 = SignLinear(8 * 16, 8, bias=bias)
+        self.bn3 = nn.BatchNorm1d(8)
+        self.fc2 = SignLinear(8, 5, bias=bias)
         self.bn4 = nn.BatchNorm1d(5, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -394,7 +394,7 @@ class BinaryNet(nn.Module):
 
 
 add("binarynet", lambda: BinaryNet(bias=True), (3, 8, 8))
-add("binarynet_no_bias", lambda: BinaryNet(bias=False), (3, 8, 8))
+add("binarynet_no_bias", lambda: BinaryNet(bias=False), (3, 8, 8), exporters=("legacy",))
 add("binarynet_dynamic_batch", lambda: BinaryNet(bias=True), (3, 8, 8), batch="batch")
 add("binarynet_opset_9", lambda: BinaryNet(bias=True), (3, 8, 8), exporters=("legacy",), opset=9)
 add("external_data", lambda: BinaryNet(bias=True), (3, 8, 8), exporters=("dynamo",), external=True)
@@ -488,8 +488,8 @@ class BiRealNet(nn.Module):
         return self.fc(self.layers(x).mean(dim=(2, 3)))
 
 
-add("bireal_net", BiRealNet, (3, 16, 16))
-add("bireal_net_dynamic_batch", BiRealNet, (3, 16, 16), batch="batch")
+add("bireal_net", BiRealNet, (3, 16, 16), exporters=("legacy",))
+add("bireal_net_dynamic_batch", BiRealNet, (3, 16, 16), batch="batch", exporters=("dynamo",))
 
 
 class LearnableBias(nn.Module):
@@ -604,11 +604,11 @@ class QuantizerNet(nn.Module):
     def __init__(self, quantize: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.quantize = quantize
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv2 = SignConv(8, 8, 3, bias=False)
-        self.bn2 = nn.BatchNorm2d(8)
-        self.fc = SignLinear(8 * 36, 5)
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(6)
+        self.conv2 = SignConv(6, 6, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.fc = SignLinear(6 * 16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.quantize(self.bn1(self.conv1(x)))
@@ -617,7 +617,63 @@ class QuantizerNet(nn.Module):
 
 
 for quantize in QUANTIZERS:
-    add(quantize.__name__, lambda quantize=quantize: QuantizerNet(quantize), (3, 8, 8))
+    add(quantize.__name__, lambda quantize=quantize: QuantizerNet(quantize), (3, 6, 6))
+
+
+class Convolutional1d(nn.Module):
+    """A network for sound or sensors: one-dimensional convolutions and pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(4, 8, 3, padding=1)
+        self.bn1 = nn.BatchNorm1d(8)
+        self.conv2 = nn.Conv1d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm1d(8)
+        self.conv3 = nn.Conv1d(8, 8, 3, stride=2, bias=False)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        x = F.conv1d(sign_where_ge(x), torch.sign(self.conv2.weight), padding=1)
+        x = self.bn2(F.max_pool1d(x, 2))
+        x = F.conv1d(sign_where_ge(x), torch.sign(self.conv3.weight), stride=2)
+        return self.fc(F.relu(x).mean(dim=-1))
+
+
+add("conv1d", Convolutional1d, (4, 32))
+
+
+class Between(nn.Module):
+    """Something between the sums of one binary convolution and the signs of the next."""
+
+    def __init__(self, between: nn.Module, channels: int = 8) -> None:
+        super().__init__()
+        self.conv1 = SignConv(4, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.between = between
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = SignConv(channels, 6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(self.bn1(self.conv1(sign_where_ge(x))))
+        return self.conv2(sign_where_ge(self.bn2(x)))
+
+
+class MirroredSigns(nn.Module):
+    """Signs padded by their own mirror image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(sign_where_ge(x), (1, 2, 2, 1), mode="reflect")
+
+
+add("upsample_nearest", lambda: Between(nn.Upsample(scale_factor=2)), (4, 6, 6), step=0.5)
+add("upsample_bilinear", lambda: Between(nn.Upsample(scale_factor=2, mode="bilinear")), (4, 6, 6), step=0.5)
+add("conv_transpose", lambda: Between(nn.ConvTranspose2d(8, 8, 3, 2, 1, 1)), (4, 6, 6), step=0.5)
+add("pixel_shuffle", lambda: Between(nn.PixelShuffle(2), 2), (4, 6, 6), step=0.5)
+add("pixel_unshuffle", lambda: Between(nn.PixelUnshuffle(2), 32), (4, 6, 6), step=0.5)
+add("group_norm", lambda: Between(nn.GroupNorm(2, 8)), (4, 6, 6), step=0.5)
+add("layer_norm", lambda: Between(nn.LayerNorm((8, 6, 6))), (4, 6, 6), step=0.5)
+add("mirrored_signs", lambda: Between(MirroredSigns()), (4, 6, 6), step=0.5)
 
 
 class DoReFaNet(nn.Module):

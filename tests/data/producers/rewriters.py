@@ -14,7 +14,7 @@ import onnxslim
 from . import Recorded, register
 
 HERE = Path(__file__).parents[1]
-SOURCES = ("pytorch/reactnet_legacy", "pytorch/binarynet_legacy", "larq/bireal")
+SOURCES = ("pytorch/dorefa_2_2_legacy", "pytorch/binarynet_legacy", "larq/quantizer_ste_tern")
 
 
 def slim(model: onnx.ModelProto, path: Path) -> None:

@@ -1,0 +1,325 @@
+"""Writes operators as several simpler ones, once shapes are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..chains import ELEMENTWISE
+from ..graph import Array, Batch, Graph, Node, Shape
+from ..resize_ops import taps
+from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
+
+# Positions along an axis are constants of the model: a few bytes of a file could ask for any amount of memory.
+_MAX_SELECTED = 1 << 20
+
+
+class Decompose:
+    """Normalisations, resizing, depth and space, mirrored padding, transposed and one-dimensional convolutions.
+
+    Each rule gives the algebra in its docstring. The results are operators that the analysis and the lowering know, so
+    that a sign in front of them is still seen.
+    """
+
+    name = "decompose"
+
+    def run(self, graph: Graph, context: PassContext) -> PassResult:
+        used = tensor_names(graph)
+        producers = {name: node for node in graph.nodes for name in node.outputs}
+        nodes: list[Node] = []
+        modified = False
+        for node in graph.nodes:
+            rule = _RULES.get(node.op) if not node.domain and node.output in graph.shapes else None
+            maker = _Maker(graph, node, used, producers)
+            try:
+                done = rule is not None and rule(maker)
+            except RuleError as error:
+                context.problems.add_node(node, str(error))
+                done = False
+            if done:
+                maker.nodes[-1].outputs = [node.output]
+                nodes += maker.nodes
+                modified = True
+            else:
+                nodes.append(node)
+        graph.nodes = nodes
+        return PassResult(modified)
+
+
+class _Maker:
+    """The nodes that replace ``node``; the last one gets its output."""
+
+    def __init__(self, graph: Graph, node: Node, used: set[str], producers: dict[str, Node]) -> None:
+        self.graph = graph
+        self.producers = producers
+        self.node = node
+        self.used = used
+        self.nodes: list[Node] = []
+
+    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        output = fresh_name(self.used, f"{self.node.output}__{kind.lower()}")
+        self.nodes.append(
+            Node(kind, f"{self.node.name}/{kind.lower()}{len(self.nodes)}", list(inputs), [output], attrs)
+        )
+        return output
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        name = fresh_name(self.used, f"{self.node.output}__constant")
+        self.graph.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def is_flattened(self, name: str) -> bool:
+        """Whether a Reshape made ``name`` [N, C, L] of [N, C, 1, L]."""
+        node = self.producers.get(name)
+        return (
+            node is not None
+            and node.op == "Reshape"
+            and self.graph.shapes.get(node.inputs[0], ())[2:3] == (1,)
+            and (self.graph.shapes[node.inputs[0]] == _lifted(self.graph.shapes[name]))
+        )
+
+    def shape(self, index: int = 0) -> Shape:
+        return self.graph.shapes[self.node.inputs[index]]
+
+    def weights(self, index: int, what: str) -> Array:
+        name = self.node.inputs[index]
+        if name not in self.graph.constants:
+            raise RuleError(f"its {what} '{name}' is computed at run time")
+        return self.graph.constants[name]
+
+
+def _normalised(maker: _Maker, x: str, axes: list[int]) -> str:
+    """(x - mean) / sqrt(mean((x - mean)^2) + epsilon), means over ``axes``."""
+    mean = maker.op("ReduceMean", x, axes=axes, keepdims=1)
+    centred = maker.op("Sub", x, mean)
+    variance = maker.op("ReduceMean", maker.op("Mul", centred, centred), axes=axes, keepdims=1)
+    epsilon = maker.constant(maker.node.attrs["epsilon"])
+    return maker.op("Div", centred, maker.op("Sqrt", maker.op("Add", variance, epsilon)))
+
+
+def _layer_normalization(maker: _Maker) -> bool:
+    """Normalised over the last axes, from ``axis`` on."""
+    node = maker.node
+    axes = list(range(node.attrs["axis"], len(maker.shape())))
+    y = maker.op("Mul", _normalised(maker, node.inputs[0], axes), node.inputs[1])
+    if len(node.inputs) > 2 and node.inputs[2]:
+        maker.op("Add", y, node.inputs[2])
+    return True
+
+
+def _instance_normalization(maker: _Maker) -> bool:
+    """Normalised over the axes behind the channels, each channel with a scale and a bias."""
+    rank = len(maker.shape())
+    y = _normalised(maker, maker.node.inputs[0], list(range(2, rank)))
+    column = (-1, *(1,) * (rank - 2))
+    scale, bias = (maker.constant(maker.weights(i, what).reshape(column)) for i, what in ((1, "scale"), (2, "bias")))
+    maker.op("Add", maker.op("Mul", y, scale), bias)
+    return True
+
+
+def _depth_to_space(maker: _Maker) -> bool:
+    """[N, C b b, H, W] as [N, C, H b, W b]: a transpose of the axes that the sizes are split into."""
+    batch, _, height, width = maker.shape()
+    b, mode = maker.node.attrs["blocksize"], maker.node.attrs["mode"]
+    out = maker.graph.shapes[maker.node.output]
+    split: Shape = (batch, b, b, out[1], height, width) if mode == "DCR" else (batch, out[1], b, b, height, width)
+    perm = [0, 3, 4, 1, 5, 2] if mode == "DCR" else [0, 1, 4, 2, 5, 3]
+    parts = maker.op("Reshape", maker.node.inputs[0], shape=split)
+    maker.op("Reshape", maker.op("Transpose", parts, perm=perm), shape=out)
+    return True
+
+
+def _space_to_depth(maker: _Maker) -> bool:
+    """[N, C, H b, W b] as [N, b b C, H, W]."""
+    batch, depth = maker.shape()[:2]
+    out = maker.graph.shapes[maker.node.output]
+    b = maker.node.attrs["blocksize"]
+    parts = maker.op("Reshape", maker.node.inputs[0], shape=(batch, depth, out[2], b, out[3], b))
+    maker.op("Reshape", maker.op("Transpose", parts, perm=[0, 3, 5, 1, 2, 4]), shape=out)
+    return True
+
+
+def _require_length(length: int) -> None:
+    if length > _MAX_SELECTED:
+        raise RuleError(f"an axis of {length} elements, at most {_MAX_SELECTED} are supported")
+
+
+def _resize(maker: _Maker) -> bool:
+    """Per axis the sum of one or two selections, each times a constant."""
+    node, x = maker.node, maker.node.inputs[0]
+    before, after = maker.shape(), maker.graph.shapes[node.output]
+    for axis, scale in enumerate(node.attrs["scales"]):
+        size, new_size = before[axis], after[axis]
+        if isinstance(size, Batch) or isinstance(new_size, Batch) or (size == new_size and scale == 1.0):
+            continue
+        _require_length(new_size)
+        terms = taps(node.attrs, size, new_size, scale)
+        column = (-1, *(1,) * (len(before) - 1 - axis))
+        parts = [maker.op("Gather", x, maker.constant(index, np.int64), axis=axis) for index, _ in terms]
+        if len(terms) == 1:
+            x = parts[0]
+            continue
+        scaled = [
+            maker.op("Mul", part, maker.constant(weight.reshape(column)))
+            for part, (_, weight) in zip(parts, terms, strict=True)
+        ]
+        x = maker.op("Add", *scaled)
+    if not maker.nodes:
+        maker.op("Identity", x)
+    return True
+
+
+def _mirrored_pad(maker: _Maker) -> bool:
+    """A selection along each padded axis: position -1 is position 1 (reflect), 0 (edge) or the last one (wrap)."""
+    node, shape, x = maker.node, maker.shape(), maker.node.inputs[0]
+    if node.attrs["mode"] == "constant":
+        return False
+    rank = len(shape)
+    for axis, size in enumerate(shape):
+        begin, end = node.attrs["pads"][axis], node.attrs["pads"][rank + axis]
+        if not begin and not end:
+            continue
+        assert isinstance(size, int)  # the shape rule refuses to pad the batch
+        _require_length(size + max(begin, 0) + max(end, 0))
+        kept = np.arange(max(-begin, 0), size - max(-end, 0))
+        index = np.pad(kept, (max(begin, 0), max(end, 0)), mode=node.attrs["mode"])
+        x = maker.op("Gather", x, maker.constant(index, np.int64), axis=axis)
+    if not maker.nodes:
+        maker.op("Identity", x)
+    return True
+
+
+def _conv_transpose(maker: _Maker) -> bool:
+    """A convolution, with the kernel turned around, of the input with ``stride - 1`` zeros behind each element."""
+    node, attrs, group = maker.node, maker.node.attrs, maker.node.attrs["group"]
+    weight = maker.weights(1, "weight")
+    batch, channels, height, width = maker.shape()
+    strides, kernel, dilations = attrs["strides"], attrs["kernel_shape"], attrs["dilations"]
+    sizes = [height, width]
+    x = node.inputs[0]
+    if strides != [1, 1]:
+        sizes = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+        apart = maker.op("Reshape", x, shape=(batch, channels, height, 1, width, 1))
+        pads = [0] * 9 + [strides[0] - 1, 0, strides[1] - 1]
+        stuffed: Shape = (batch, channels, *sizes)
+        x = maker.op("Reshape", maker.op("Pad", apart, "", pads=pads, mode="constant"), shape=stuffed)
+    reach = [dilation * (size - 1) for dilation, size in zip(dilations, kernel, strict=True)]
+    begins = [reach[i] - attrs["pads"][i] for i in range(2)]
+    ends = [reach[i] - attrs["pads"][2 + i] + attrs["output_padding"][i] - (strides[i] - 1) for i in range(2)]
+    if min(begins + ends) < 0:
+        starts = [max(-begin, 0) for begin in begins]
+        stops = [size - max(-end, 0) for size, end in zip(sizes, ends, strict=True)]
+        x = maker.op("Slice", x, axes=[2, 3], starts=starts, ends=stops, steps=[1, 1])
+    outputs = weight.shape[1]
+    turned = weight.reshape(group, -1, *weight.shape[1:]).swapaxes(1, 2)[..., ::-1, ::-1]
+    turned = turned.reshape(group * outputs, -1, *kernel)
+    conv = {"kernel_shape": kernel, "strides": [1, 1], "dilations": dilations, "group": group}
+    pads = [max(pad, 0) for pad in (*begins, *ends)]
+    bias = node.inputs[2] if len(node.inputs) > 2 else ""
+    maker.op("Conv", x, maker.constant(turned, weight.dtype), bias, pads=pads, **conv)
+    return True
+
+
+def _lifted(shape: Shape) -> Shape:
+    """[N, C, L] as [N, C, 1, L]."""
+    return (*shape[:2], 1, shape[2])
+
+
+def _one_dimensional(maker: _Maker) -> bool:
+    """A window along one axis is a window of height 1 along two."""
+    node, shape = maker.node, maker.shape()
+    if len(shape) != 3:
+        return False
+    attrs = dict(node.attrs)
+    for name, first in (("kernel_shape", 1), ("strides", 1), ("dilations", 1)):
+        attrs[name] = [first, *attrs[name]]
+    begin, end = attrs["pads"]
+    attrs["pads"] = [0, begin, 0, end]
+    inputs = [maker.op("Reshape", node.inputs[0], shape=_lifted(shape)), *node.inputs[1:]]
+    if node.op == "Conv":
+        weight = maker.weights(1, "weight")
+        inputs[1] = maker.constant(weight[:, :, np.newaxis], weight.dtype)
+    maker.op("Reshape", maker.op(node.op, *inputs, **attrs), shape=maker.graph.shapes[node.output])
+    return True
+
+
+def _reshape(maker: _Maker) -> bool:
+    """reshape(reshape(x)) = reshape(x), and lift(f(x)) = f(lift(x)) for elementwise f in front of one dimension."""
+    node, graph = maker.node, maker.graph
+    first = maker.producers.get(node.inputs[0])
+    if first is None or first.domain:
+        return False
+    shape = graph.shapes[first.output]
+    if first.op == "Reshape":
+        maker.op("Reshape", first.inputs[0], shape=graph.shapes[node.output])
+        return True
+    if len(shape) != 3 or graph.shapes[node.output] != _lifted(shape) or first.op not in _ELEMENTWISE:
+        return False
+    chain: dict[str, Node] = {}
+    pending = [first]
+    while pending:
+        each = pending.pop()
+        chain[each.output] = each
+        above = [maker.producers.get(name) for name in each.inputs]
+        pending += [n for n in above if n and n.op in _ELEMENTWISE and n.output not in chain and not n.domain]
+    lifted: dict[str, str] = {}
+    for each in graph.nodes:
+        if each.output in chain:
+            inputs = [_lifted_input(maker, each, index, lifted) for index in range(len(each.inputs))]
+            if not all(name or not each.inputs[index] for index, name in enumerate(inputs)):
+                maker.nodes = []
+                return False
+            lifted[each.output] = maker.op(each.op, *inputs, **each.attrs)
+    return True
+
+
+def _lifted_input(maker: _Maker, node: Node, index: int, lifted: dict[str, str]) -> str:
+    """An input of an elementwise node as [N, C, 1, L]; "" if that cannot be. ``lifted`` has what was made already."""
+    name, graph = node.inputs[index], maker.graph
+    if not name or (index > 0 and node.op in ("BatchNormalization", "Clip")):
+        return name
+    if name not in lifted:
+        if name in graph.constants:
+            value = graph.constants[name]
+            full = value.reshape((1,) * (3 - value.ndim) + value.shape)
+            lifted[name] = maker.constant(full[:, :, np.newaxis], value.dtype)
+        elif graph.shapes[name] == graph.shapes[node.output]:
+            lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name]))
+        else:
+            return ""
+    return lifted[name]
+
+
+def _elementwise_on_lifted(maker: _Maker) -> bool:
+    """f(reshape(x)) = reshape(f(x)) for an [N, C, L] that a one-dimensional window made, so that chains stay whole."""
+    node, after = maker.node, maker.graph.shapes[maker.node.output]
+    if len(after) != 3 or not any(maker.is_flattened(name) for name in node.inputs):
+        return False
+    lifted: dict[str, str] = {}
+    inputs = [_lifted_input(maker, node, index, lifted) for index in range(len(node.inputs))]
+    if not all(name or not node.inputs[index] for index, name in enumerate(inputs)):
+        maker.nodes = []
+        return False
+    maker.op("Reshape", maker.op(node.op, *inputs, **node.attrs), shape=after)
+    return True
+
+
+# One output value depends on one value of each input of the same place, and on constants.
+_ELEMENTWISE = ELEMENTWISE - {"BipolarQuant", "IntQuant", "Quant", "QuantizeLinear", "DequantizeLinear"}
+
+_RULES: dict[str, Callable[[_Maker], bool]] = {
+    "LayerNormalization": _layer_normalization,
+    "InstanceNormalization": _instance_normalization,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Resize": _resize,
+    "Pad": _mirrored_pad,
+    "ConvTranspose": _conv_transpose,
+    **dict.fromkeys(_ELEMENTWISE, _elementwise_on_lifted),
+    "Reshape": _reshape,
+    "Conv": _one_dimensional,
+    "MaxPool": _one_dimensional,
+    "AveragePool": _one_dimensional,
+}

@@ -1,0 +1,252 @@
+"""Operators that are written as simpler ones: the same numbers, and what they become."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from nets import Net, check, kinds
+from onnx.reference import ReferenceEvaluator
+from onnx_models import floats, parse
+from tac_engine.converters.evaluate import ReferenceModel, evaluate_node
+from tac_engine.converters.graph import Array, Graph
+from tac_engine.converters.onnx_import import import_model
+
+from tac_engine import UnsupportedModelError
+
+IMAGE = "float[N, 4, 6, 6] x"
+
+
+def by_onnx(model: onnx.ModelProto, x: Array) -> Array:
+    result: Array = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    return result
+
+
+def imported(model: onnx.ModelProto, x: Array) -> tuple[Graph, Array]:
+    """The imported graph and what it computes."""
+    graph = import_model(model)
+    values: dict[str, Array] = {**graph.constants, "x": x}
+    for node in graph.nodes:
+        inputs = [values[name] if name else None for name in node.inputs]
+        values.update(zip(node.outputs, evaluate_node(node, inputs, graph.opset), strict=True))
+    return graph, values[graph.outputs[0]]
+
+
+def assert_same(model: onnx.ModelProto, x: Array, tolerance: float = 2e-6) -> Graph:
+    graph, found = imported(model, x)
+    expected = by_onnx(model, x)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.max(np.abs(expected)))
+    return graph
+
+
+def ops(graph: Graph) -> set[str]:
+    return {node.op for node in graph.nodes}
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_normalization(axis: int, bias: bool) -> None:
+    shape = (2, 4, 6, 6)
+    tail = shape[axis:]
+    body = f"y = LayerNormalization <axis={axis}, epsilon=0.01> (x, s{', b' if bias else ''})"
+    model = parse(body, inputs=IMAGE, constants={"s": floats(*tail, seed=1), "b": floats(*tail, seed=2)})
+    graph = assert_same(model, floats(*shape))
+    assert "LayerNormalization" not in ops(graph)
+
+
+def test_instance_normalization() -> None:
+    body = "y = InstanceNormalization <epsilon=0.01> (x, s, b)"
+    model = parse(body, inputs=IMAGE, constants={"s": floats(4, seed=1), "b": floats(4, seed=2)})
+    assert "InstanceNormalization" not in ops(assert_same(model, floats(2, 4, 6, 6)))
+
+
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_depth_to_space(mode: str) -> None:
+    model = parse(f'y = DepthToSpace <blocksize=2, mode="{mode}"> (x)', inputs=IMAGE)
+    assert ops(assert_same(model, floats(2, 4, 6, 6), 0)) == {"Reshape", "Transpose"}
+
+
+def test_space_to_depth() -> None:
+    model = parse("y = SpaceToDepth <blocksize=3> (x)", inputs=IMAGE)
+    assert ops(assert_same(model, floats(2, 4, 6, 6), 0)) == {"Reshape", "Transpose"}
+
+
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+def test_mirrored_padding_is_a_selection(mode: str) -> None:
+    pads = np.array([0, 0, 2, 1, 0, 0, 3, 0])
+    model = parse(f'y = Pad <mode="{mode}"> (x, p)', inputs=IMAGE, opset=19, constants={"p": pads})
+    assert ops(assert_same(model, floats(2, 4, 6, 6), 0)) == {"Gather"}
+
+
+def test_mirrored_padding_that_also_crops() -> None:
+    pads = np.array([0, 0, -2, 1, 0, 0, 3, -2])
+    model = parse('y = Pad <mode="edge"> (x, p)', inputs=IMAGE, opset=19, constants={"p": pads})
+    x = floats(2, 4, 6, 6)
+    expected = np.pad(x[:, :, 2:, :4], [(0, 0), (0, 0), (0, 3), (1, 0)], mode="edge")
+    np.testing.assert_array_equal(imported(model, x)[1], expected)
+
+
+RESIZE = list(
+    itertools.product(
+        ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric"],
+        [("nearest", mode) for mode in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")] + [("linear", "")],
+        [(2.0, 3.0), (0.5, 1.5), (1.0, 0.4)],
+    )
+)
+# onnx.reference takes 6 * 0.4 = 2.4 for the new length here, ONNX Runtime 2.
+RESIZE = [case for case in RESIZE if not (case[0] == "align_corners" and case[2] == (1.0, 0.4))]
+
+
+@pytest.mark.parametrize(("coordinates", "modes", "scales"), RESIZE)
+def test_resize_by_scales(coordinates: str, modes: tuple[str, str], scales: tuple[float, float]) -> None:
+    nearest = f', nearest_mode="{modes[1]}"' if modes[1] else ""
+    body = f'y = Resize <mode="{modes[0]}", coordinate_transformation_mode="{coordinates}"{nearest}> (x, , s)'
+    model = parse(body, inputs=IMAGE, opset=19, constants={"s": np.array([1, 1, *scales], np.float32)})
+    graph = assert_same(model, floats(1, 4, 6, 6))
+    assert ops(graph) <= {"Gather", "Mul", "Add", "Identity", "Reshape"}
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resize_by_sizes_along_two_axes(mode: str) -> None:
+    body = f'y = Resize <mode="{mode}", axes=[2, 3]> (x, , , s)'
+    assert_same(parse(body, inputs=IMAGE, opset=19, constants={"s": np.array([9, 3])}), floats(1, 4, 6, 6))
+
+
+def test_upsample_of_old_opsets_lays_positions_out_from_the_corner() -> None:
+    model = parse("y = Upsample (x, s)", inputs=IMAGE, opset=9, constants={"s": np.array([1, 1, 2, 2], np.float32)})
+    x = floats(2, 4, 6, 6)
+    graph, found = imported(model, x)
+    assert ops(graph) == {"Gather"}
+    np.testing.assert_array_equal(found, x.repeat(2, axis=2).repeat(2, axis=3))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ('y = Resize <mode="cubic"> (x, , s)', "mode 'cubic' is not supported"),
+        ("y = Resize <antialias=1> (x, , s)", "antialias is not supported"),
+        ("y = Resize (x, , b)", "resizing the batch axis"),
+        ("y = Resize (x, , huge)", "an axis of 6000000 elements, at most 1048576"),
+        ('y = Pad <mode="wrap"> (x, p)', "an axis of 10000006 elements, at most 1048576"),
+        ("y = DepthToSpace <blocksize=3> (x)", "blocks of 3 do not fit"),
+        ("y = LayerNormalization <axis=0> (x, one)", "would mix the samples"),
+        ("y = InstanceNormalization (x, one, one)", "4 scales and biases are expected"),
+        ('y = ConvTranspose <auto_pad="SAME_UPPER"> (x, w)', "auto_pad and output_shape are not supported"),
+        ("y = ConvTranspose <group=3> (x, w)", "do not fit an input"),
+        ("y = ConvTranspose <output_padding=[2, 0]> (x, w)", r"output_padding \[2, 0\] is not below strides"),
+        ("y = ConvTranspose (x, x)", "weights with a batch axis"),
+    ],
+)
+def test_what_is_refused_is_named(body: str, reason: str) -> None:
+    constants = {
+        "s": np.array([1, 1, 2, 2], np.float32),
+        "b": np.array([2, 1, 1, 1], np.float32),
+        "huge": np.array([1, 1, 1, 1e6], np.float32),
+        "p": np.array([0, 0, 0, 0, 0, 0, 0, 10**7]),
+        "one": np.ones(1, np.float32),
+        "w": floats(4, 2, 3, 3),
+    }
+    with pytest.raises(UnsupportedModelError, match=reason):
+        import_model(parse(body, inputs=IMAGE, opset=19, constants=constants))
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2, 2]},
+        {"strides": [2, 3], "pads": [1, 0, 1, 2]},
+        {"strides": [2, 2], "output_padding": [1, 1], "pads": [1, 1, 1, 1]},
+        {"dilations": [2, 1], "pads": [0, 2, 3, 0]},
+        {"strides": [3, 3], "pads": [2, 2, 2, 2]},
+        {"group": 2, "strides": [2, 1]},
+    ],
+)
+def test_conv_transpose(attributes: dict[str, Any]) -> None:
+    group = attributes.get("group", 1)
+    weight, bias = floats(4, 3, 3, 2, seed=1), floats(3 * group, seed=2)
+    settings = ", ".join(f"{name}={value}" for name, value in attributes.items())
+    body = f"y = ConvTranspose <{settings}> (x, w, b)" if settings else "y = ConvTranspose (x, w, b)"
+    x = floats(2, 4, 6, 6)
+    graph, found = imported(parse(body, inputs=IMAGE, constants={"w": weight, "b": bias}), x)
+    np.testing.assert_allclose(found, transposed(x, weight, bias, **attributes), rtol=0, atol=1e-5)
+    assert "ConvTranspose" not in ops(graph)
+
+
+def transposed(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    strides: tuple[int, ...] = (1, 1),
+    dilations: tuple[int, ...] = (1, 1),
+    pads: tuple[int, ...] = (0, 0, 0, 0),
+    output_padding: tuple[int, ...] = (0, 0),
+    group: int = 1,
+) -> Array:
+    """By the definition: every input element adds its kernel to the output; in float64."""
+    (n, channels, h, w), (_, outputs, kh, kw) = x.shape, weight.shape
+    full = [
+        (size - 1) * strides[i] + dilations[i] * (kernel - 1) + 1 + output_padding[i]
+        for i, (size, kernel) in enumerate(((h, kh), (w, kw)))
+    ]
+    y = np.zeros((n, outputs * group, *full))
+    for c, i, j, a, b in itertools.product(range(channels), range(h), range(w), range(kh), range(kw)):
+        first = c // (channels // group) * outputs
+        place = (i * strides[0] + a * dilations[0], j * strides[1] + b * dilations[1])
+        y[:, first : first + outputs, place[0], place[1]] += x[:, c, i, j, None] * weight[c, :, a, b]
+    top, left, bottom, right = pads
+    y = y[:, :, top : full[0] - bottom, left : full[1] - right] + bias[:, None, None]
+    return y.astype(np.float32)
+
+
+@pytest.mark.parametrize("attributes", ["", "pads=[1, 1]", "pads=[2, 0], strides=[2], dilations=[2]", "group=2"])
+def test_convolution_and_pools_of_one_dimension(attributes: str) -> None:
+    group = 2 if "group" in attributes else 1
+    settings = f"<{attributes}>" if attributes else ""
+    body = f"""c = Conv {settings} (x, w) s = Sigmoid (c) d = Mul (s, k) m = MaxPool <kernel_shape=[2], strides=[2]> (d)
+        y = AveragePool <kernel_shape=[3], pads=[1, 0]> (m)"""
+    constants = {"w": floats(6, 4 // group, 3), "k": floats(6, 1, seed=1)}
+    graph = assert_same(parse(body, inputs="float[N, 4, 15] x", constants=constants), floats(2, 4, 15))
+    # One Reshape in front, one behind: everything between runs in two dimensions.
+    assert [node.op for node in graph.nodes] == [
+        "Reshape",
+        "Conv",
+        "Sigmoid",
+        "Mul",
+        "MaxPool",
+        "AveragePool",
+        "Reshape",
+    ]
+
+
+def test_a_binary_network_of_one_dimension_stays_binary(tmp_path: Path) -> None:
+    net = Net(("N", 4, 16))
+    x = net.op("Conv", net.op("Sign", "x"), net.constant(net.signs(8, 4, 3)), kernel_shape=[3], pads=[1, 1])
+    x = net.op("Sign", net.batch_norm(net.op("MaxPool", x, kernel_shape=[2], strides=[2]), 8, 3))
+    x = net.op("Conv", x, net.constant(net.signs(6, 8, 3)), kernel_shape=[3])
+    report = check(net.model(x), tmp_path, net.rng.normal(size=(3, 4, 16)).astype(np.float32))
+    assert [kind for kind in kinds(report) if "conv" in kind] == ["binary conv", "binary conv"]
+
+
+def test_a_transposed_convolution_of_signs_runs_on_bits(tmp_path: Path) -> None:
+    """The zeros between the signs are a third value."""
+    net = Net(("N", 4, 6, 6))
+    weight = net.constant(net.signs(4, 3, 2, 2))
+    x = net.op("ConvTranspose", net.op("Sign", "x"), weight, strides=[2, 2])
+    report = check(net.model(x), tmp_path, net.rng.normal(size=(3, 4, 6, 6)).astype(np.float32))
+    assert report.layers[-1].bits == "1 x 2"
+
+
+def test_a_sign_behind_resized_normalised_maps(tmp_path: Path) -> None:
+    net = Net(("N", 4, 6, 6))
+    scale, bias = net.constant(net.rng.normal(size=4)), net.constant(net.rng.normal(size=4))
+    x = net.op("InstanceNormalization", "x", scale, bias)
+    x = net.op("Resize", x, "", net.constant([1, 1, 2, 2]), mode="linear")
+    model = net.model(net.conv(net.op("Sign", x), net.signs(5, 4, 3, 3)))
+    x = net.rng.normal(size=(3, 4, 6, 6)).astype(np.float32)
+    assert np.all(np.abs(ReferenceModel(model).run({"x": x}, intermediates=True)["t1"]) > 1e-5)
+    assert check(model, tmp_path, x).layers[-1].kind == "binary conv"
