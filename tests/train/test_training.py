@@ -27,6 +27,7 @@ torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from tac_engine.train.batches import Normaliser, TrainingBatches
 from tac_engine.train.checkpoint import load_checkpoint, save_checkpoint
+from tac_engine.train.compression import linears
 from tac_engine.train.trainer import Trainer
 
 TINY = {"arch": "vgg9b", "width": 0.125, "epochs": 2, "compress_epochs": 1, "batch_size": 64, "crop": 1}
@@ -236,6 +237,32 @@ def test_step_2_leaves_the_convolutions_alone(small: Data, tmp_path: Path) -> No
     before = {name: value.clone() for name, value in trainer.model.features.state_dict().items()}
     assert trainer.run()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.features.state_dict().items())
+
+
+def test_sgd_moves_a_centroid_by_the_mean_of_what_its_weights_would(small: Data, tmp_path: Path) -> None:
+    trainer = Trainer(Recipe(**{**TINY, "epochs": 1, "optimizer": "sgd"}), small, tmp_path)
+    while not trainer.stages[min(trainer.state.stage, 6)].share or not trainer.state.begun:
+        assert not trainer.run(stop_after=0)
+    stage = trainer.stages[trainer.state.stage]
+    layer = linears(trainer.model.classifier)[0]
+    before, codes = layer.centroids.detach().clone(), layer.codes.numpy()
+    optimizer = trainer._optimizer(stage)
+    for group in optimizer.param_groups:
+        group["lr"], group["momentum"] = 0.25, 0.0
+    seen: list[Any] = []
+    lookup = layer.shared_weight
+
+    def watched() -> Any:
+        weight = lookup()
+        weight.register_hook(lambda gradient: seen.append(gradient.numpy().copy()))
+        return weight
+
+    layer.shared_weight = watched
+    trainer._step(stage, optimizer, *next(iter(trainer._batches.epoch(0))))
+    for code in range(1, 16):
+        moved = (layer.centroids.detach() - before)[code - 1].item()
+        members = seen[0][codes == code]
+        assert moved == pytest.approx(-0.25 * members.mean() if members.size else 0.0, rel=1e-3, abs=1e-7)
 
 
 def test_another_recipe_or_other_data_are_not_resumed(small: Data, tmp_path: Path) -> None:

@@ -130,6 +130,10 @@ class CodebookLinear(nn.Module):
         shared.codes.copy_(torch.from_numpy(codes))
         return shared
 
+    def members(self) -> Tensor:
+        """Return how many weights each centroid stands for, int64 [centroids]."""
+        return torch.bincount(self.codes.flatten(), minlength=len(self.centroids) + 1)[1:]
+
     def shared_weight(self) -> Tensor:
         return _Lookup.apply(self.centroids, self.codes)
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..errors import InvalidInputError
 from .batches import Normaliser, TrainingBatches, tensors
 from .checkpoint import load_checkpoint, save_checkpoint
-from .compression import compress_linears, prune_linears
+from .compression import CodebookLinear, compress_linears, linears, prune_linears
 from .data import Data
 from .layers import QuantizedConv2d, QuantizedLinear
 from .networks import build_network
@@ -83,6 +83,7 @@ class Trainer:
         self._say, self._progress = say, progress
         self._fingerprint = data.fingerprint()
         self._optimizer_state: dict[str, Any] | None = None
+        self._members: list[tuple[CodebookLinear, Tensor]] = []
         # Float32 is float32 on every device, in tests as well; what may be rounded says so (precision).
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -200,6 +201,8 @@ class Trainer:
             optimizer = torch.optim.AdamW(groups, lr=stage.lr)
         else:
             optimizer = torch.optim.SGD(groups, lr=stage.lr, momentum=0.9)
+        layers = linears(self.model.classifier) if self.recipe.optimizer == "sgd" else []
+        self._members = [(layer, layer.members().clamp(min=1)) for layer in layers if isinstance(layer, CodebookLinear)]
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
@@ -283,6 +286,10 @@ class Trainer:
         loss = functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
         loss.backward()
+        # With SGD a centroid moves by the mean of what its weights would, a dense step projected onto the codebook: a
+        # sum of 100,000 gradients times a rate meant for one weight overshoots. Adam's step does not depend on scale.
+        for layer, members in self._members:
+            layer.centroids.grad.div_(members)
         optimizer.step()
         return loss, logits
 
