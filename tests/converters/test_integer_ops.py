@@ -120,8 +120,10 @@ def test_arithmetic_that_wraps_around_is_refused(op: str, tmp_path: Path) -> Non
         convert(net.model(output), tmp_path)
 
 
-def test_four_bit_types_run_as_bits(tmp_path: Path) -> None:
-    net = Net(("N", 24), opset=21)
+@pytest.mark.parametrize(("bits", "opset"), [(4, 21), (2, 25)])
+def test_types_of_few_bits_run_as_bits(bits: int, opset: int, tmp_path: Path) -> None:
+    net = Net(("N", 24), opset=opset)
+    unsigned, signed = (ml_dtypes.uint4, ml_dtypes.int4) if bits == 4 else (ml_dtypes.uint2, ml_dtypes.int2)
 
     def small(value: Any, kind: Any) -> str:
         array = np.asarray(value).astype(kind)
@@ -129,9 +131,10 @@ def test_four_bit_types_run_as_bits(tmp_path: Path) -> None:
         net.initializers.append(onnx.numpy_helper.from_array(array, name))
         return name
 
-    scale, zero = net.constant(0.25), small(5, ml_dtypes.uint4)
+    scale, zero = net.constant(0.25), small(1, unsigned)
     act = net.op("DequantizeLinear", net.op("QuantizeLinear", "x", scale, zero), scale, zero)
-    weight = small(net.rng.integers(-8, 8, (24, 10)), ml_dtypes.int4)
+    half = 1 << (bits - 1)
+    weight = small(net.rng.integers(-half, half, (24, 10)), signed)
     hidden = net.op("MatMul", act, net.op("DequantizeLinear", weight, net.constant(0.5)))
     x = np.random.default_rng(2).normal(size=(8, 24)).astype(np.float32)
-    assert kinds(check(net.model(hidden), tmp_path, x)) == ["quantizer", "4-bit linear"]
+    assert kinds(check(net.model(hidden), tmp_path, x)) == ["quantizer", f"{bits}-bit linear"]

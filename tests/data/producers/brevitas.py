@@ -12,8 +12,10 @@ from typing import Any
 
 import brevitas.nn as qnn
 import torch
+from brevitas.core.function_wrapper import TensorClamp
 from brevitas.core.restrict_val import RestrictValueType
 from brevitas.export import export_onnx_qcdq, export_qonnx
+from brevitas.inject.enum import ScalingImplType, ScalingPerOutputType, StatsOp
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -41,6 +43,15 @@ class SignWeight(SignedBinaryWeightPerTensorConst):
 
 class Sign(SignedBinaryActPerTensorConst):
     """Brevitas clamps to its range and then takes the sign: +-1."""
+
+
+class ChannelSign(SignedBinaryWeightPerTensorConst):
+    """+-the mean magnitude of each output channel. The clamp in place, Brevitas' default, would change the weights."""
+
+    tensor_clamp_impl = TensorClamp
+    scaling_impl_type = ScalingImplType.STATS
+    scaling_stats_op = StatsOp.AVE
+    scaling_per_output_type = ScalingPerOutputType.CHANNEL
 
 
 class SmallSign(SignedBinaryActPerTensorConst):
@@ -236,6 +247,7 @@ RELU_FORMS: dict[int, tuple[str, ...]] = {
     4: ("qonnx", "qcdq"),
     8: (*BOTH, "qcdq"),
 }
+add("binary_per_channel", lambda: binary(ChannelSign), (3, 8, 8), forms=BOTH)
 for bits in RELU_FORMS:
     add(f"relu_w{bits}a{bits}", lambda bits=bits: relu_net(bits, bits), (3, 9, 9), forms=RELU_FORMS[bits])
 for bits, narrow in ((2, False), (3, True), (4, True), (4, False)):
