@@ -177,6 +177,7 @@ _RULES: dict[str, Callable[[NodeBuilder, Node], list[Node]]] = {
     "QLinearGlobalAveragePool": _q_linear_average_pool,
     "QLinearConcat": _q_linear_concat,
 }
+INTEGER_OPS = frozenset(_RULES)
 
 
 class ExpandDynamicQuantization:

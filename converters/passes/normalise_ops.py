@@ -85,6 +85,8 @@ class Normaliser:
         if node.op in RANDOM_OPS:
             raise RuleError("random operators are not supported")
         self._apply_schema(node)
+        if node.attrs.get("saturate") == 0:
+            raise RuleError("saturate = 0 is not supported")
         rule = _RULES.get(node.op)
         nodes = rule(self, node) if rule else [node]
         for result in nodes:

@@ -1,0 +1,152 @@
+"""The node tests of onnx.backend.test, each case through convert and run."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.backend.test.case.test_case import TestCase
+from onnx.backend.test.loader import load_model_tests
+from tac_engine.converters.coverage import ELEMENTWISE_OPS, claimed_ops
+from tac_engine.converters.graph import Array
+
+import tac_engine
+from tac_engine.errors import TacError
+
+# Positions that networks have constants at: shapes, axes, weights and parameters. The tests feed all of them.
+_CONSTANT_INPUTS: dict[str, frozenset[int]] = dict.fromkeys(
+    """BatchNormalization Clip Conv ConvInteger DequantizeLinear Dropout Expand Gather Gemm MatMul MatMulInteger PRelu
+        Pad QLinearConv QLinearMatMul QuantizeLinear ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
+        ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape ScatterND Slice Split Squeeze Unsqueeze""".split(),
+    frozenset(range(1, 10)),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``status``: "passed", "refused" with the reason, or "failed" with what went wrong."""
+
+    op: str
+    case: str
+    status: str
+    reason: str = ""
+
+
+def run_all(folder: Path) -> list[Outcome]:
+    """Every case of every claimed operator, in a folder for its files."""
+    claimed = claimed_ops()
+    return [run_case(op, case, folder) for op, case in cases() if op in claimed]
+
+
+def cases() -> list[tuple[str, TestCase]]:
+    """The cases with the operator that each is about; an operator spelled out as a function is about that operator."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # onnx computes some expected results with infinities
+        found = load_model_tests(kind="node")
+    about = {case.name: case.model.graph.node[0].op_type for case in found if "_expanded" not in case.name}
+    return [(about[case.name.split("_expanded")[0]], case) for case in found]
+
+
+def run_case(op: str, case: TestCase, folder: Path) -> Outcome:
+    try:
+        model, feeds, expected = as_network(op, case)
+        source, target = folder / "case.onnx", folder / "case.tacbin"
+        source.write_bytes(model.SerializeToString())
+        tac_engine.convert(source, target, fc_precision="f32")
+        result = tac_engine.load(target).run(feeds)
+    except TacError as error:
+        return Outcome(op, case.name, "refused", reason_of(str(error)))
+    except Exception as error:
+        return Outcome(op, case.name, "failed", f"{type(error).__name__}: {error}")
+    try:
+        for name, array in expected.items():
+            np.testing.assert_allclose(result[name], array, case.rtol, case.atol, err_msg=name)
+            assert result[name].shape == array.shape, f"shape {array.shape} is expected, found {result[name].shape}"
+    except AssertionError as error:
+        return Outcome(op, case.name, "failed", str(error).strip())
+    return Outcome(op, case.name, "passed")
+
+
+def as_network(op: str, case: TestCase) -> tuple[onnx.ModelProto, dict[str, Array], dict[str, Array]]:
+    """The case as a network would have it: (model, inputs, expected outputs).
+
+    Parameters become initializers, and so does an operand of lower rank than another, which has no batch axis. The
+    inputs of an elementwise operator that have no batch axis and one more are given axes of size 1 in front.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    arrays, results = ([_as_array(value) for value in values] for values in case.data_sets[0])
+    feeds = dict(zip((item.name for item in model.graph.input), arrays, strict=True))
+    expected = dict(zip((item.name for item in model.graph.output), results, strict=True))
+    nodes = model.graph.node
+    rank = max((array.ndim for array in feeds.values()), default=0)
+    for position, name in enumerate(nodes[0].input if len(nodes) == 1 else list(feeds)):
+        if name in feeds and (position in _CONSTANT_INPUTS.get(op, ()) or feeds[name].ndim < rank):
+            model.graph.initializer.append(numpy_helper.from_array(feeds.pop(name), name))
+    if len(nodes) == 1 and op in ELEMENTWISE_OPS and rank < 2:
+        feeds = {name: array.reshape(1, -1) for name, array in feeds.items()}
+        expected = {name: array.reshape(1, -1) for name, array in expected.items()}
+    inputs = [item for item in model.graph.input if item.name in feeds]
+    del model.graph.input[:]
+    for item in inputs:
+        kind = item.type.tensor_type.elem_type
+        model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, kind, feeds[item.name].shape))
+    return model, {name: np.ascontiguousarray(array) for name, array in feeds.items()}, expected
+
+
+def _as_array(value: Any) -> Array:
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.asarray(value)
+
+
+def reason_of(message: str) -> str:
+    """The first reason of an error, without the names and numbers of the case."""
+    lines = [line.strip() for line in message.splitlines()]
+    text = next((line[2:] for line in lines if line.startswith("- ")), lines[0])
+    text = re.sub(r"^node '[^']*' \([\w.]*\): ", "", text)
+    text = re.sub(r"input '[^']*': element type float32 is expected, .*", "an input that is not float32", text)
+    text = re.sub(r"'[^']*'", "'...'", text)
+    text = re.sub(r"\[[^\]]*\]", "[...]", text)
+    return re.sub(r"(?<![-\w])-?\d[\d.e+]*\b(?!-D)", "n", text)
+
+
+def document(outcomes: list[Outcome]) -> str:
+    """docs/coverage.md."""
+    count = Counter(outcome.status for outcome in outcomes)
+    served = claimed_ops()
+    lines = [
+        "# Operators",
+        "",
+        "Which ONNX operators are converted, how, and how the node tests of `onnx.backend.test` fare. Written by",
+        "`python tools/coverage.py`; a test compares it with what the tests give.",
+        "",
+        f"onnx {onnx.__version__}: {len(outcomes)} cases of {len(served)} operators, {count['passed']} pass,"
+        f" {count['refused']} are refused with a reason, {count['failed']} fail.",
+        "",
+        "- A case runs through `convert` and an Engine with the tolerance that the case states, its first axis being",
+        "  the batch. Every input must be float32 with a batch axis, and nothing may mix the samples of a batch: most",
+        "  refusals are cases of other element types, of vectors and scalars, or of work along the first axis.",
+        "- Where a test feeds shapes, axes, weights or other parameters as inputs they are made initializers, as",
+        "  networks have them; so is an operand of lower rank than another.",
+        "- Vectors and scalars of an elementwise operator are given axes of size 1 in front.",
+        "- An operator spelled out as an ONNX function (`..._expanded`) counts as a case of that operator.",
+        "- On constants alone many more operators are computed while converting (`converters/result_size.py`).",
+        "- The operators of QONNX and of ONNX Runtime have tests of their own in `tests/converters/`.",
+        "",
+        "| operator | how | passed | refused | most frequent reasons |",
+        "|---|---|---|---|---|",
+    ]
+    for op, how in served.items():
+        own = [outcome for outcome in outcomes if outcome.op == op]
+        status = Counter(outcome.status for outcome in own)
+        refused = Counter(outcome.reason for outcome in own if outcome.status == "refused")
+        ordered = sorted(refused.items(), key=lambda item: (-item[1], item[0]))[:2]
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in ordered).replace("|", "\\|")
+        lines.append(f"| {op} | {how} | {status['passed']} | {status['refused']} | {reasons} |")
+    return "\n".join(lines) + "\n"
