@@ -190,14 +190,17 @@ class Analysis:
 
 def analyse(graph: Graph) -> Analysis:
     """Finds the integer layers front to back, then what each tensor is wanted as, back to front."""
+    _drop_packing(graph)
     analysis = Analysis(graph)
     live = _live_nodes(graph)
     for node in live:
         if node.op in MAC_OPS and not node.domain:
+            activation = node.inputs[0]
             found = _integer_mac(analysis, node)
             if isinstance(found, IntegerMac):
                 analysis.integer[node.output] = found
             else:
+                node.inputs[0] = activation  # not what _packed_again has put in front
                 analysis.reasons[node.output] = found
     _mark(analysis)
     return analysis
@@ -289,6 +292,15 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return "the accumulator can exceed 2^24"
     scale = weights.scale * source.steps.levels.scale
     return IntegerMac(node, weights, source, scale, constant.bias, _some_of(bound, step), step)
+
+
+def _drop_packing(graph: Graph) -> None:
+    """Takes out what an analysis before has put in: imported graphs have no Identity."""
+    sources = {node.output: node.inputs[0] for node in graph.nodes if node.op == "Identity"}
+    if sources:
+        for node in graph.nodes:
+            node.inputs = [sources.get(name, name) for name in node.inputs]
+        graph.replace_nodes([node for node in graph.nodes if node.op != "Identity"])
 
 
 def _packed_again(analysis: Analysis, node: Node, tensor: str) -> BitSource | None:

@@ -44,6 +44,17 @@ def _simple(kind: str, **defaults: float) -> Callable[[Lowering, Node], Stored]:
     return rule
 
 
+def _jumping(kind: str) -> Callable[[Lowering, Node], Stored]:
+    """A rounding of one ulp in front can move the result by 1 or 2."""
+
+    def rule(lowering: Lowering, node: Node) -> Stored:
+        stored = unary(lowering, node, lowering.float_of(node.inputs[0], node), kind)
+        lowering.emit.mark_quantizer(node.inputs[0], len(lowering.graph.shapes[node.output]))
+        return stored
+
+    return rule
+
+
 def _scalar(lowering: Lowering, node: Node, position: int, default: float) -> float:
     if len(node.inputs) <= position or not node.inputs[position]:
         return default
@@ -181,10 +192,10 @@ RULES: dict[str, Callable[[Lowering, Node], Stored]] = {
     "Neg": _simple("neg"),
     "Sqrt": _simple("sqrt"),
     "Exp": _simple("exp"),
-    "Sign": _simple("sign"),
-    "Floor": _simple("floor"),
-    "Ceil": _simple("ceil"),
-    "Round": _simple("round"),
+    "Sign": _jumping("sign"),
+    "Floor": _jumping("floor"),
+    "Ceil": _jumping("ceil"),
+    "Round": _jumping("round"),
     "Clip": clip,
     "BatchNormalization": batch_normalization,
     "Add": _binary("add"),

@@ -91,7 +91,9 @@ class Join:
 
 @dataclass(frozen=True)
 class Move:
-    kind: str = "layout"  # NCHW <-> NHWC; "flatten", "global pool", "output": hands the tensor out as well
+    # NCHW <-> NHWC; "flatten", "global pool", "half" and "reverse" of the channels, "shuffle" of two groups, "output":
+    # hands the tensor out as well.
+    kind: str = "layout"
 
 
 Step = Conv | Linear | Quantize | Elementwise | BatchNorm | Pool | Pad | Join | Move
@@ -230,7 +232,9 @@ _DRAW: dict[Any, Callable[[np.random.Generator], Step]] = {
     ),
     Pad: lambda rng: Pad(_pads(rng), _pick(rng, 0.0, -1.0, 1.0, 0.5)),
     Join: lambda rng: Join(_pick(rng, "Add", "Add", "Concat"), int(rng.integers(3))),
-    Move: lambda rng: Move(_pick(rng, "layout", "layout", "flatten", "global pool", "output", "output")),
+    Move: lambda rng: Move(
+        _pick(rng, "layout", "layout", "flatten", "global pool", "half", "reverse", "shuffle", "output", "output")
+    ),
 }
 
 
@@ -455,8 +459,21 @@ def _move(net: Builder, step: Move) -> None:
     if step.kind == "output":
         if net.at != "x":
             net.outputs.append(net.at)
+    elif step.kind in ("half", "reverse"):
+        half = net.channels // 2
+        if half:
+            first, last, by = (half, net.channels, 1) if step.kind == "half" else (-1, -(2**31), -1)
+            axis = 3 if net.channels_last else 1
+            net.add("Slice", *[net.constant([value], np.int64) for value in (first, last, axis, by)])
+            net.dims = (net.channels - half if step.kind == "half" else net.channels, *net.dims[1:])
     elif not net.is_map:
         return
+    elif step.kind == "shuffle":
+        if net.channels % 2 == 0:
+            net.channels_first()
+            net.add("Reshape", net.constant([0, 2, net.channels // 2, *net.dims[1:]], np.int64))
+            net.add("Transpose", perm=[0, 2, 1, 3, 4])
+            net.add("Reshape", net.constant([0, *net.dims], np.int64))
     elif step.kind == "layout":
         net.add("Transpose", perm=[0, 3, 1, 2] if net.channels_last else [0, 2, 3, 1])
         net.channels_last = not net.channels_last
@@ -526,7 +543,33 @@ def _everywhere(net: Builder) -> None:
     net.add("Add", net.constant(net.rng.normal(size=dims)))
 
 
+def _squeeze_and_excite(net: Builder) -> None:
+    """Each channel times a sigmoid of its mean: a run-time operand that broadcasts."""
+    axes = [1, 2] if net.channels_last else [2, 3]
+    if net.is_map:
+        mean = net.op("ReduceMean", net.at, net.constant(axes, np.int64))
+        net.add("Mul", net.op("Sigmoid", mean))
+        net.exact = False
+
+
+def _largest(net: Builder) -> None:
+    """The largest channel of each place, taken off."""
+    axis = 3 if net.is_map and net.channels_last else 1
+    net.add("Sub", net.op("ReduceMax", net.at, net.constant([axis], np.int64)))
+
+
+def _where_positive(net: Builder) -> None:
+    condition = net.op("Greater", net.at, net.constant(0))
+    net.at = net.op("Where", condition, net.at, net.op("Mul", net.at, net.constant(0.25)))
+
+
 ELEMENTWISE: dict[str, Callable[[Builder], None]] = {
+    "squeeze and excite": _squeeze_and_excite,
+    "Sub ReduceMax": _largest,
+    "Where": _where_positive,
+    "Elu": _plain("Elu"),
+    "Softplus": _plain("Softplus"),
+    "Mod 1 by Floor": lambda net: net.add("Sub", net.op("Floor", net.at)),
     "Relu": _plain("Relu"),
     "LeakyRelu": _plain("LeakyRelu", alpha=0.25),
     "Clip": _plain("Clip", -1, 1),

@@ -7,6 +7,7 @@ become.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ EXPECTED = {
 # Float sums in another order than the framework's. Inputs are such that no sum comes that close to a threshold, so a
 # sign that flips fails the test.
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Converting and verifying need onnx and numpy, and none of the tools that made the files."""
+    for module in ("onnxruntime", "torch", "tensorflow", "tf2onnx", "larq", "brevitas", "qonnx"):
+        monkeypatch.setitem(sys.modules, module, None)
 
 
 def layers_of(report: ConversionReport) -> list[str]:

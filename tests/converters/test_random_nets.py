@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nets import Array, save
-from random_nets import Conv, Description, Move, Pool, Quantize, Weights, build, draw, shrink
+from random_nets import Conv, Description, Linear, Move, Pool, Quantize, Weights, build, draw, shrink
 from tac_engine.converters.evaluate import ReferenceModel
 from tac_engine.converters.verify import compare
 
@@ -74,6 +74,12 @@ def test_quantizer_in_front_of_a_pool_is_not_taken_for_what_lies_behind(tmp_path
 def test_layers_are_compared_in_the_layout_they_have_behind_a_transpose(tmp_path: Path) -> None:
     steps = (Quantize(), Conv(2), Move("layout"), Quantize("x >= 0"), Pool(), Conv())
     check_description(Description((2, 1, 2), steps, seed=184), tmp_path)
+
+
+def test_a_graph_that_is_analysed_twice_is_packed_once(tmp_path: Path) -> None:
+    """Half of the signs are packed anew for the last layer; the first becomes an integer sum in float arithmetic."""
+    steps = (Quantize("Quant signed 2 bits"), Move("layout"), Linear(33), Quantize(), Move("half"), Linear())
+    check_description(Description((4, 4, 2), steps, seed=20455), tmp_path)
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, BLOCK))
