@@ -18,8 +18,9 @@ REWRITTEN = "becomes other operators, or a constant"
 
 # Normalisation and shape inference leave none of them.
 _RESOLVED = frozenset(
-    """CastLike Constant ConstantOfShape Dropout DynamicQuantizeLinear Expand Flatten Identity Mean Shape Size Split
-    Squeeze Sum Unsqueeze""".split()
+    """CastLike Constant ConstantOfShape ConvTranspose DepthToSpace Dropout DynamicQuantizeLinear Expand Flatten
+    GroupNormalization Identity InstanceNormalization LayerNormalization Mean Resize Shape Size SpaceToDepth Split
+    Squeeze Sum Unsqueeze Upsample""".split()
 )
 # Each element of the result is made of the elements at its place.
 ELEMENTWISE_OPS = (frozenset(floats.RULES) - {"BatchNormalization", "LRN"}) | frozenset(logic.RULES) | {"Mean", "Sum"}

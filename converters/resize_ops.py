@@ -57,7 +57,8 @@ def _coordinates(mode: str, size: int, new_size: int, scale: float) -> Array:
     if mode == "asymmetric":
         return new / scale
     if mode == "align_corners":
-        return new * ((size - 1) / (new_size - 1)) if new_size > 1 else new * 0.0
+        # The new length is not rounded here, as in the reference implementation of ONNX.
+        return new * ((size - 1) / (scale * size - 1)) if new_size > 1 else new * 0.0
     if mode == "pytorch_half_pixel" and new_size == 1:
         return new * 0.0
     centred = (new + 0.5) / scale - 0.5

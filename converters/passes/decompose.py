@@ -132,12 +132,13 @@ def _depth_to_space(maker: _Maker) -> bool:
 
 
 def _space_to_depth(maker: _Maker) -> bool:
-    """[N, C, H b, W b] as [N, b b C, H, W]."""
+    """[N, C, H b, W b] as [N, b b C, H, W], or as [N, C b b, H, W] where mode is CRD."""
     batch, depth = maker.shape()[:2]
     out = maker.graph.shapes[maker.node.output]
     b = maker.node.attrs["blocksize"]
     parts = maker.op("Reshape", maker.node.inputs[0], shape=(batch, depth, out[2], b, out[3], b))
-    maker.op("Reshape", maker.op("Transpose", parts, perm=[0, 3, 5, 1, 2, 4]), shape=out)
+    perm = [0, 1, 3, 5, 2, 4] if maker.node.attrs.get("mode") == "CRD" else [0, 3, 5, 1, 2, 4]
+    maker.op("Reshape", maker.op("Transpose", parts, perm=perm), shape=out)
     return True
 
 

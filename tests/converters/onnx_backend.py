@@ -22,9 +22,10 @@ from tac_engine.errors import TacError
 
 # Positions that networks have constants at: shapes, axes, weights and parameters. The tests feed all of them.
 _CONSTANT_INPUTS: dict[str, frozenset[int]] = dict.fromkeys(
-    """BatchNormalization Clip Conv ConvInteger DequantizeLinear Dropout Expand Gather Gemm MatMul MatMulInteger PRelu
-        Pad QLinearConv QLinearMatMul QuantizeLinear ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
-        ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape ScatterND Slice Split Squeeze Unsqueeze""".split(),
+    """BatchNormalization Clip Conv ConvInteger ConvTranspose DequantizeLinear Dropout Expand Gather Gemm
+    GroupNormalization InstanceNormalization LayerNormalization MatMul MatMulInteger PRelu Pad QLinearConv QLinearMatMul
+    QuantizeLinear ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Reshape Resize ScatterND Slice Split Squeeze Unsqueeze""".split(),
     frozenset(range(1, 10)),
 )
 
