@@ -442,6 +442,9 @@ def _from_key(keys: Array) -> Array:
 _TOP_KEY = int(_to_key(np.asarray([np.finfo(np.float32).max]))[0])
 # A chain must be finite up to here; no activation of a network that works comes near.
 _WIDE_KEY = int(_to_key(np.asarray([2.0**40]))[0])
+# Where a chain on floats is sampled: all over float32, densely where activations lie.
+_NEAR_ONE = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
+_GRID = np.unique(np.concatenate([np.linspace(-_TOP_KEY, _TOP_KEY, 4097).astype(np.int64), [0, 1, -1], _NEAR_ONE]))
 
 
 def float_steps(graph: Graph, chain: Chain, read: Reader = small_lattice) -> Steps | str:
@@ -465,9 +468,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool, read: Reader) -> Ste
     if not isinstance(dim, int):
         return "its channel axis is the batch axis"
     channels = 1 if chain.free else dim
-    grid = np.unique(np.concatenate([np.linspace(-_TOP_KEY, _TOP_KEY, 4097).astype(np.int64), [0, 1, -1]]))
-    near_one = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
-    grid = np.unique(np.concatenate([grid, near_one]))
+    grid = _GRID
 
     def outputs_at(keys: Array) -> tuple[Array, Array]:
         if rounded:
@@ -481,7 +482,7 @@ def _float_steps(graph: Graph, chain: Chain, rounded: bool, read: Reader) -> Ste
         if isinstance(lattice_of(_values_beside_rounding(few[finite], errors[finite])), str):
             return "takes many values"
     else:
-        few, _ = outputs_at(np.repeat(near_one[::16, None], channels, axis=1))
+        few, _ = outputs_at(np.repeat(_NEAR_ONE[::16, None], channels, axis=1))
         if distinct_values(few[np.isfinite(few)], 4 * MAX_LEVELS) is None:
             return "takes many values"
     sampled, errors = outputs_at(np.repeat(grid[:, None], channels, axis=1))
