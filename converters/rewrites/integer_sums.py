@@ -16,7 +16,7 @@ MAX_LEVEL = 255
 _EXACT = 1 << 24  # a float32 holds every integer up to here
 _ROUNDING = 4e-7  # of the largest weight of a row: a product of scale and integer in float32, folded once more
 _FLOAT = np.dtype(np.float32)
-_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})  # f(s * q) = s * f(q) for s > 0
+_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})
 
 
 def integer_sums(analysis: Analysis) -> dict[str, str]:
@@ -80,7 +80,7 @@ class _Integers:
         if scale == 1.0 and np.all(row_scales == 1.0):
             return [node], node.output, note
         self._nodes = []
-        activation = self._make(constant.activation)
+        activation = constant.activation if scale == 1.0 else self._make(constant.activation)
         sums = fresh_name(self._used, f"{node.output}__sums")
         weight = levels.astype(np.float32)
         attrs = dict(node.attrs)
@@ -120,10 +120,10 @@ class _Integers:
         """(scale, largest |q|) of an activation ``scale * q``; None if it is none of up to 8 bits."""
         graph = self._graph
         node = graph.producer(tensor)
+        while node is not None and _is_move(graph, node):
+            node = graph.producer(node.inputs[0])
         if node is None:
             return None
-        if node.op in _MOVES or _pads_zeros(graph, node):
-            return self._find(node.inputs[0])
         if node.op == "Quant":
             scale, zero, bits = (self._scalar(name) for name in node.inputs[1:4])
             if scale is None or zero is None or bits is None or not 2 <= bits <= 8:
@@ -147,34 +147,40 @@ class _Integers:
         return _checked(scale, limits[0] - zero, limits[1] - zero)
 
     def _make(self, tensor: str) -> str:
-        """The tensor that holds q, for an activation that :meth:`_find` has found."""
-        found = self._find(tensor)
-        assert found is not None
-        if found[0] == 1.0:
-            return tensor
-        if tensor not in self._made:
-            self._made[tensor] = self._unscaled(tensor)
-        return self._made[tensor]
+        """The tensor that holds q, for an activation that :meth:`_find` has found with a scale other than 1."""
+        graph = self._graph
+        moves: list[Node] = []
+        node = graph.producers[tensor]
+        while node.output not in self._made and _is_move(graph, node):
+            moves.append(node)
+            node = graph.producers[node.inputs[0]]
+        if node.output not in self._made:
+            self._made[node.output] = self._unscaled(node)
+        made = self._made[node.output]
+        for move in reversed(moves):
+            made = self._made[move.output] = self._copy(move, [made, *move.inputs[1:]])
+        return made
 
-    def _unscaled(self, tensor: str) -> str:
-        node = self._graph.producer(tensor)
-        assert node is not None
-        output = fresh_name(self._used, f"{tensor}__integers")
+    def _unscaled(self, node: Node) -> str:
+        """A DequantizeLinear or Quant with the scale 1."""
         inputs = list(node.inputs)
-        if node.op in _MOVES or node.op == "Pad":
-            inputs[0] = self._make(inputs[0])
-        else:
-            one = self._constant(f"{tensor}__one", np.ones((), np.float32))
-            if node.op == "Quant":
-                ratio = fresh_name(self._used, f"{tensor}__ratio")
-                inputs[0] = self._add(Node("Div", f"{node.name}/ratio", inputs[:2], [ratio]), tensor)
-            inputs[1] = one
+        if node.op == "Quant":
+            ratio = fresh_name(self._used, f"{node.output}__ratio")
+            inputs[0] = self._add(Node("Div", f"{node.name}/ratio", inputs[:2], [ratio]), node.output)
+        inputs[1] = self._constant(f"{node.output}__one", np.ones((), np.float32))
+        return self._copy(node, inputs)
+
+    def _copy(self, node: Node, inputs: list[str]) -> str:
+        output = fresh_name(self._used, f"{node.output}__integers")
         attrs: dict[str, Any] = dict(node.attrs)
-        return self._add(Node(node.op, f"{node.name}/integers", inputs, [output], attrs, node.domain), tensor)
+        return self._add(Node(node.op, f"{node.name}/integers", inputs, [output], attrs, node.domain), node.output)
 
 
-def _pads_zeros(graph: Graph, node: Node) -> bool:
-    if node.op != "Pad" or node.attrs["mode"] != "constant":
+def _is_move(graph: Graph, node: Node) -> bool:
+    """Whether f(s * q) = s * f(q) for s > 0, as for a Pad with zeros."""
+    if node.op != "Pad":
+        return node.op in _MOVES
+    if node.attrs["mode"] != "constant":
         return False
     value = node.inputs[1] if len(node.inputs) > 1 else ""
     return not value or (value in graph.constants and not graph.constants[value].any())

@@ -77,6 +77,21 @@ def test_scales_pass_what_lies_between(tmp_path: Path) -> None:
         np.testing.assert_allclose(result, expected, rtol=5e-7)
 
 
+def test_scales_pass_a_thousand_nodes(tmp_path: Path) -> None:
+    net = Net(("N", 8), seed=5)
+    act = quantized(net, "x", "DequantizeLinear")
+    for _ in range(1000):
+        act = net.op("Relu", act)
+    levels = net.rng.integers(-127, 128, (8, 4))
+    output = net.op("MatMul", act, net.constant(levels * 0.37))
+    x = net.rng.normal(size=(3, 8)).astype(np.float32)
+    rows, results = run(net, output, tmp_path, x)
+    assert "every sum is exact" in rows[0].reason
+    expected = (np.maximum(codes(x), 0) @ levels).astype(np.float32) * np.float32(0.37 * SCALE)
+    for result in results:
+        np.testing.assert_allclose(result, expected, rtol=5e-7)
+
+
 def test_a_bound_beyond_float32_is_said(tmp_path: Path) -> None:
     net = Net(("N", 1300), seed=3)
     levels = net.rng.integers(100, 128, (1300, 3))
