@@ -14,6 +14,7 @@ _MAX_LEVEL_FEATURES = 65536
 _MIN_ZEROS = 0.5
 _MAX_LEVEL_ERROR = 1e-4
 _KMEANS_ROUNDS = 100
+_CODES_AT_A_TIME = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ def encode_codebook(weight: Array) -> Codebook | None:
     layouts: list[Codebook] = []
     if distinct.size <= MAX_CODES:
         bits = _code_bits(distinct.size)
-        layouts.append(Codebook(bits, distinct, None, _pack(codes.ravel(), bits)))
+        layouts.append(Codebook(bits, distinct, None, pack_codes(codes.ravel(), bits)))
     zero = np.flatnonzero(distinct == 0.0)
     if zero.size == 1 and distinct.size > 1:
         bits = _code_bits(distinct.size - 1)
         mask = codes != zero[0]
         shifted = codes - (codes > zero[0]).astype(np.uint8)
-        layouts.append(Codebook(bits, np.delete(distinct, zero[0]), mask, _pack(shifted[mask], bits)))
+        layouts.append(Codebook(bits, np.delete(distinct, zero[0]), mask, pack_codes(shifted[mask], bits)))
     return min(layouts, key=lambda layout: layout.nbytes, default=None)
 
 
@@ -92,15 +93,18 @@ def _code_bits(count: int) -> int:
     return 1 if count <= 2 else 2 if count <= 4 else 4
 
 
-def _pack(codes: Array, bits: int) -> Array:
-    per_byte = 8 // bits
-    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
-    padded[: codes.size] = codes
-    columns = padded.reshape(-1, per_byte)
-    packed = np.zeros(columns.shape[0], np.uint8)
-    for position in range(per_byte):
-        packed |= columns[:, position] << np.uint8(position * bits)
-    return packed
+def pack_codes(codes: Array, bits: int) -> Array:
+    """uint8 of ``codes`` (below 2**bits, bits 1..8) one after the other, little end first, the last byte padded."""
+    codes = codes.astype(np.uint8)
+    if 8 % bits == 0:  # no code crosses the end of a byte: ten times as fast
+        columns = np.pad(codes, (0, -codes.size % (8 // bits))).reshape(-1, 8 // bits)
+        packed = np.zeros(len(columns), np.uint8)
+        for place in range(8 // bits):
+            packed |= columns[:, place] << np.uint8(place * bits)
+        return packed
+    planes = np.arange(bits, dtype=np.uint8)
+    parts = np.split(codes, range(_CODES_AT_A_TIME, codes.size, _CODES_AT_A_TIME))
+    return np.concatenate([np.packbits(part[:, None] >> planes & 1, bitorder="little") for part in parts])
 
 
 @dataclass(frozen=True)

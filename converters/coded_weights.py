@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from .. import _core
+from .codebook import pack_codes
 from .graph import Array
 
 MAX_VALUES = 256
-_CODES_AT_A_TIME = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,3 @@ def _stacked(rows: list[Array], count: int) -> Array:
 def _layout(values: Array, bitmap: Array | None, codes: Array, count: int) -> CodedWeights:
     bits = max(1, (values.shape[-1] - 1).bit_length())
     return CodedWeights(values, bits, bitmap, pack_codes(codes, bits), count)
-
-
-def pack_codes(codes: Array, bits: int) -> Array:
-    """uint8 of ``codes`` (below 2**bits, bits 1..8) one after the other, little end first, the last byte padded."""
-    planes = np.arange(bits, dtype=np.uint8)
-    parts = np.split(codes.astype(np.uint8), range(_CODES_AT_A_TIME, codes.size, _CODES_AT_A_TIME))
-    return np.concatenate([np.packbits(part[:, None] >> planes & 1, bitorder="little") for part in parts])

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .codebook import pack_codes
 from .graph import Array
 
 _SMALLEST = 1024  # elements; below, nodes take more than they save
@@ -65,11 +66,8 @@ class _Unpacking:
 
     def unpacked(self, numbers: Array, bits: int) -> str:
         """``numbers`` of ``bits`` (1 or 4) each, packed into bytes, the first lowest; gives them as floats [N]."""
-        per_byte = 8 // bits
-        padded = np.zeros(-(-numbers.size // per_byte) * per_byte, np.uint8)
-        padded[: numbers.size] = numbers
-        shifts = np.arange(per_byte) * bits
-        packed = (padded.reshape(-1, per_byte).astype(np.int64) << shifts).sum(1).astype(np.uint8)
+        packed = pack_codes(numbers, bits)
+        shifts = np.arange(0, 8, bits)
         # floor(byte / 2^shift), less what lies above: exact in float32.
         shifted = self.op(
             "Floor",
