@@ -201,17 +201,7 @@ def dequantize_linear(lowering: Lowering, node: Node) -> Stored:
     return steps.finish("sub", offset, quantizes=False) if np.any(offset) else steps.stored
 
 
-def cast(lowering: Lowering, node: Node) -> Stored:
-    """Small integers are kept as floats already."""
-    graph = lowering.graph
-    limits = integer_limits(graph.dtypes[node.inputs[0]])
-    if graph.dtypes[node.output] != np.float32 or limits is None or limits[1] - limits[0] >= 1 << 16:
-        raise NotLowered(node, f"a cast from {graph.dtypes[node.inputs[0]]} to {graph.dtypes[node.output]}")
-    return lowering.float_of(node.inputs[0], node)
-
-
 RULES = {
-    "Cast": cast,
     "BipolarQuant": bipolar_quant,
     "MultiThreshold": multi_threshold,
     "Quant": quant,

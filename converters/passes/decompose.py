@@ -308,7 +308,7 @@ def _elementwise_on_lifted(maker: _Maker) -> bool:
 
 
 # One output value depends on one value of each input of the same place, and on constants.
-_ELEMENTWISE = ELEMENTWISE - {"BipolarQuant", "IntQuant", "Quant", "QuantizeLinear", "DequantizeLinear"}
+_ELEMENTWISE = ELEMENTWISE - {"BipolarQuant", "Quant", "QuantizeLinear", "DequantizeLinear"}
 
 _RULES: dict[str, Callable[[_Maker], bool]] = {
     "LayerNormalization": _layer_normalization,

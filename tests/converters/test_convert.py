@@ -15,8 +15,6 @@ from tac_engine.converters.verify import verify
 import tac_engine
 from tac_engine import InvalidInputError, UnsupportedModelError
 
-BINARY_LAYERS = {"binary conv", "binary linear"}
-
 
 def image(net: Net, batch: int = 3, size: tuple[int, ...] | None = None) -> Array:
     dims = tuple(dim for dim in net.shape[1:] if isinstance(dim, int)) if size is None else size
