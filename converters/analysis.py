@@ -192,8 +192,7 @@ def analyse(graph: Graph) -> Analysis:
     """Finds the integer layers front to back, then what each tensor is wanted as, back to front."""
     _drop_packing(graph)
     analysis = Analysis(graph)
-    live = _live_nodes(graph)
-    for node in live:
+    for node in graph.live_nodes():
         if node.op in MAC_OPS and not node.domain:
             activation = node.inputs[0]
             found = _integer_mac(analysis, node)
@@ -204,16 +203,6 @@ def analyse(graph: Graph) -> Analysis:
                 analysis.reasons[node.output] = found
     _mark(analysis)
     return analysis
-
-
-def _live_nodes(graph: Graph) -> list[Node]:
-    wanted = set(graph.outputs)
-    live: list[Node] = []
-    for node in reversed(graph.nodes):
-        if wanted.intersection(node.outputs):
-            live.append(node)
-            wanted.update(name for name in node.inputs if name)
-    return live[::-1]
 
 
 def _mark(analysis: Analysis) -> None:

@@ -109,6 +109,16 @@ class Graph:
         for name in ("producers", "positions"):
             self.__dict__.pop(name, None)
 
+    def live_nodes(self) -> list[Node]:
+        """The nodes that an output depends on, in topological order."""
+        wanted = set(self.outputs)
+        live: list[Node] = []
+        for node in reversed(self.nodes):
+            if wanted.intersection(node.outputs):
+                live.append(node)
+                wanted.update(name for name in node.inputs if name)
+        return live[::-1]
+
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes)
 

@@ -62,7 +62,7 @@ class Lowering:
             self.floats[source.name] = Stored(tensor, dims)
         offenders: list[Offender] = []
         broken: set[str] = set()
-        for node in self._needed():
+        for node in self.graph.live_nodes():
             if broken.intersection(node.inputs):
                 broken.update(node.outputs)  # named by its own offender already
                 continue
@@ -87,15 +87,6 @@ class Lowering:
         if name in self.emit.holding:
             return stored.tensor
         return self.emit.op("reshape", node, {"input": stored.tensor}, stored.dims, holds=name, helper=True)
-
-    def _needed(self) -> list[Node]:
-        wanted = set(self.graph.outputs)
-        needed: list[Node] = []
-        for node in reversed(self.graph.nodes):
-            if wanted.intersection(node.outputs):
-                needed.append(node)
-                wanted.update(name for name in node.inputs if name and not self.graph.is_constant(name))
-        return needed[::-1]
 
     def _node(self, node: Node) -> None:
         analysis = self.analysis

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..graph import Graph, Node
+from ..graph import Graph
 from .base import PassContext, PassResult
 
 
@@ -12,13 +12,9 @@ class RemoveDeadNodes:
     name = "remove_dead_nodes"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        wanted = set(graph.outputs)
-        kept: list[Node] = []
-        for node in reversed(graph.nodes):
-            if wanted.intersection(node.outputs):
-                kept.append(node)
-                wanted.update(node.inputs)
+        kept = graph.live_nodes()
         modified = len(kept) < len(graph.nodes)
-        graph.nodes = kept[::-1]
+        graph.nodes = kept
+        wanted = {name for node in kept for name in node.inputs}.union(graph.outputs)
         graph.constants = {name: array for name, array in graph.constants.items() if name in wanted}
         return PassResult(modified)
