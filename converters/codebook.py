@@ -34,10 +34,11 @@ class Codebook:
 
 def encode_codebook(weight: Array) -> Codebook | None:
     """The smaller of the two layouts for a weight [O, K] float32; None with more than 16 distinct values and zero."""
-    distinct, codes = np.unique(weight + np.float32(0.0), return_inverse=True)
+    distinct = np.unique(weight + np.float32(0.0))
     if distinct.size > MAX_CODES + 1:
         return None
-    codes = codes.reshape(weight.shape).astype(np.uint8)
+    # np.unique would sort the whole matrix for its inverse.
+    codes = np.searchsorted(distinct, weight).astype(np.uint8)
     layouts: list[Codebook] = []
     if distinct.size <= MAX_CODES:
         bits = _code_bits(distinct.size)

@@ -102,11 +102,11 @@ def _signs(name: str, weight: Array) -> _Unpacking | None:
 
 
 def _codes(name: str, weight: Array) -> _Unpacking | None:
-    table, codes = np.unique(weight + np.float32(0), return_inverse=True)
+    table = np.unique(weight + np.float32(0))
     if table.size > 256 or np.isnan(table).any():
         return None
     unpacking = _Unpacking(name)
-    codes = codes.reshape(weight.shape).astype(np.uint8)
+    codes = np.searchsorted(table, weight).astype(np.uint8)
     if table.size <= 16:
         flat = unpacking.unpacked(codes.ravel(), 4)
         packed = unpacking.op("Reshape", flat, unpacking.constant("shape", np.array(weight.shape)))
