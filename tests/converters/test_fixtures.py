@@ -27,9 +27,9 @@ EXPECTED = {
     for file in sorted(DATA.glob("*/expected.json"))
     for name, layers in json.loads(file.read_text()).items()
 }
-# Float sums in another order than the framework's. Inputs are such that no sum comes that close to a threshold, so a
-# sign that flips fails the test.
-TOLERANCE = 1e-4
+# Float sums in another order than the framework's; up to 8e-7 was seen. Inputs are such that no sum comes that close to
+# a threshold, so a sign that flips fails the test.
+TOLERANCE = 2e-6
 
 
 @pytest.fixture(autouse=True)
