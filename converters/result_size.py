@@ -21,13 +21,13 @@ MAX_RANK = 32
 # At most as many elements as the inputs broadcast to, or as all inputs together.
 _BOUNDED = frozenset(
     """Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BatchNormalization BitShift BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Compress Concat Cos Cosh CumSum DepthToSpace DequantizeLinear Div
-    DynamicQuantizeLinear
-    Elu Equal Erf Exp Flatten Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish Hardmax Identity IsInf IsNaN
-    LeakyRelu Less LessOrEqual Log LogSoftmax Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow QuantizeLinear Reciprocal
-    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare
-    Relu Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign
-    SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh ThresholdedRelu TopK Transpose Trilu Unsqueeze Where Xor
+    BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Compress Concat Cos Cosh CumSum DepthToSpace DequantizeLinear
+    Div DynamicQuantizeLinear Elu Equal Erf Exp Flatten Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
+    Hardmax Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log LogSoftmax Max Mean Min Mish Mod Mul Neg Not Or
+    PRelu Pow QuantizeLinear Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
+    ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Round ScatterElements ScatterND Selu Shape Shrink Sigmoid
+    Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
+    ThresholdedRelu TopK Transpose Trilu Unsqueeze Where Xor
     BipolarQuant Quant Trunc MultiThreshold""".split()
 )
 

@@ -83,9 +83,9 @@ class Emitter:
         """Adds an op and its output tensor.
 
         ``holds`` is the ONNX tensor that the output equals, if any, stored in ``layout`` ("flat": of ``map_dims``). A
-        ``helper`` op only prepares or hands on what the
-        node's own op computes; it does not take the node's name. ``arithmetic`` is that of the sums, where an op has
-        more than one. ``root`` is the ONNX tensor that a quantizer reads, and its axis behind each axis of ``holds``.
+        ``helper`` op only prepares or hands on what the node's own op computes; it does not take the node's name.
+        ``arithmetic`` is that of the sums, where an op has more than one. ``root`` is the ONNX tensor that a quantizer
+        reads, and its axis behind each axis of ``holds``.
         """
         tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
         spec = None if encoding is None else encoding.spec()
