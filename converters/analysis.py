@@ -10,6 +10,7 @@ import numpy as np
 
 from .chains import ELEMENTWISE, Chain, Reader, Steps, accumulator_steps, float_steps, trace, with_result_axis
 from .graph import Array, Graph, Node, Shape, StepOf
+from .integers import MAX_EXACT_FLOAT
 from .value_sets import few_values
 from .values import Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
 
@@ -21,7 +22,6 @@ FLOAT_ELEMENTWISE = frozenset(
     ThresholdedRelu""".split()
 )
 _STEPS_ONLY = ELEMENTWISE - FLOAT_ELEMENTWISE
-_MAX_ACCUMULATOR = 1 << 24  # float32 holds every integer up to here
 # Sums that a chain is evaluated at: every one, or where they are more a sample, dense around 0.
 _ALL_SUMS = 1 << 17
 _SAMPLED_SUMS = 1 << 13
@@ -277,7 +277,7 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     if any(source.pads) and any(node.attrs["pads"]) and source.pad_level != 0:
         return "a Pad node with a value other than 0 meets padding of the convolution itself"
     bound, step = _sums(node, weights, source)
-    if bound > _MAX_ACCUMULATOR:
+    if bound > MAX_EXACT_FLOAT:
         return "the accumulator can exceed 2^24"
     scale = weights.scale * source.steps.levels.scale
     return IntegerMac(node, weights, source, scale, constant.bias, _some_of(bound, step), step)

@@ -27,10 +27,9 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import FormatError, InvalidInputError, UnsupportedModelError
+from .convert import PathLike
 from .graph import Array
 from .onnx_file import load_model
-
-PathLike = str | os.PathLike[str]
 
 CONV_BITS, LINEAR_BITS = 8, 4
 

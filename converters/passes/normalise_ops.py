@@ -36,7 +36,7 @@ _IGNORED_ATTRS = {
     "Cast": ("saturate", "round_mode"),
     "QuantizeLinear": ("saturate", "precision"),
 }
-_REDUCTIONS = frozenset(
+REDUCTIONS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
 )
 
@@ -434,5 +434,5 @@ _RULES: dict[str, Callable[[Normaliser, Node], list[Node]]] = {
     "Reshape": _reshape,
     "ArgMax": _arg_max,
     "ArgMin": _arg_max,
-    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(REDUCTIONS, _reduce),
 }

@@ -17,7 +17,7 @@ from ..graph import Array, Batch, Dim, Node, Shape
 from ..qonnx_ops import threshold_axis
 from ..window_ops import resolve_auto_pad, window_count
 from .base import RuleError
-from .normalise_ops import set_window_defaults
+from .normalise_ops import REDUCTIONS, set_window_defaults
 
 DType = np.dtype[Any]
 Typed = tuple[Shape, DType]
@@ -30,9 +30,6 @@ UNARY_OPS = frozenset(
 ARITHMETIC_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Mod"})
 COMPARISON_OPS = frozenset({"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
 LOGIC_OPS = frozenset({"And", "Or", "Xor"})
-REDUCTIONS = frozenset(
-    {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare"}
-)
 _INT64 = np.dtype(np.int64)
 _BOOL = np.dtype(np.bool_)
 _UINT8 = np.dtype(np.uint8)

@@ -8,12 +8,11 @@ import numpy as np
 
 from ..analysis import MAC_OPS, Analysis, mac_weights
 from ..graph import Array, Graph, Node
-from ..integers import integer_limits
+from ..integers import MAX_EXACT_FLOAT, integer_limits
 from ..passes.base import fresh_name, tensor_names
 from ..qonnx_ops import integer_range
 
 MAX_LEVEL = 255
-_EXACT = 1 << 24  # a float32 holds every integer up to here
 _ROUNDING = 4e-7  # of the largest weight of a row: a product of scale and integer in float32, folded once more
 _FLOAT = np.dtype(np.float32)
 _MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})
@@ -74,8 +73,8 @@ class _Integers:
         bound = int(np.abs(levels).reshape(len(levels), -1).sum(axis=1).max()) * top
         note = "integers in float32: " + (
             "every sum is exact"
-            if bound <= _EXACT
-            else f"exact while sums stay below 2^24, of which the bound is {bound / _EXACT:.1f} times as much"
+            if bound <= MAX_EXACT_FLOAT
+            else f"exact while sums stay below 2^24, of which the bound is {bound / MAX_EXACT_FLOAT:.1f} times as much"
         )
         if scale == 1.0 and np.all(row_scales == 1.0):
             return [node], node.output, note
