@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import InvalidInputError
 from .layers import BinaryConv2d, BinaryLinear
 from .quantizers import SignActivation
-from .recipe import ARCHITECTURES, Recipe, _one_of
+from .recipe import ARCHITECTURES, Recipe, require_one_of
 
 _SMALL_IMAGE = 64
 _VGG = {
@@ -56,7 +56,7 @@ def build_network(recipe: Recipe, input_shape: Sequence[int], classes: int) -> N
     Raises:
         InvalidInputError: the images are too small for the network.
     """
-    _one_of("architecture", recipe.arch, ARCHITECTURES)
+    require_one_of("architecture", recipe.arch, ARCHITECTURES)
     layers = _Layers(recipe)
     channels, size = input_shape[0], min(input_shape[1:])
     if recipe.arch in _VGG:

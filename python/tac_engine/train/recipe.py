@@ -110,10 +110,10 @@ class Recipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _one_of("architecture", self.arch, ARCHITECTURES)
-        _one_of("variant", self.variant, VARIANTS)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("precision", self.precision, PRECISIONS)
+        require_one_of("architecture", self.arch, ARCHITECTURES)
+        require_one_of("variant", self.variant, VARIANTS)
+        require_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        require_one_of("precision", self.precision, PRECISIONS)
         for name in ("epochs", "compress_epochs", "batch_size", "centroids"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -179,6 +179,6 @@ class Recipe:
         return [*stages, Stage(last, total - edges[-1], self.lr, edges[-1], total, warmup, share=True)]
 
 
-def _one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
+def require_one_of(what: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InvalidInputError(f"no {what} '{value}'; there are {', '.join(choices)}")
