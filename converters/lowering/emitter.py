@@ -46,6 +46,23 @@ class StoredBits:
     text: str
 
 
+class _Names:
+    """Hands out names, each once; one that is taken gets a number behind it."""
+
+    def __init__(self, taken: frozenset[str] = frozenset()) -> None:
+        self._taken = set(taken)
+        self._counts: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        result, count = name, self._counts.get(name, 0)
+        while result in self._taken:
+            count += 1
+            result = f"{name}#{count}"
+        self._counts[name] = count
+        self._taken.add(result)
+        return result
+
+
 class Emitter:
     """One conversion: the writer, the tensors made so far, the report rows and the map from ONNX tensors for verify."""
 
@@ -55,13 +72,14 @@ class Emitter:
         self.rows: list[LayerReport] = []
         self.layers: list[dict[str, Any]] = []
         self.holding: set[str] = set()  # names of the tensors that hold an ONNX tensor
-        self._names: dict[str, int] = {}
         self._outputs = frozenset(graph.outputs)
+        self._tensor_names, self._op_names = _Names(self._outputs), _Names()
 
-    def unique(self, name: str) -> str:
-        count = self._names.get(name, 0)
-        self._names[name] = count + 1
-        return name if count == 0 else f"{name}#{count}"
+    def unique(self, name: str, holds: str = "") -> str:
+        """A tensor's name; that of a model output is left to the tensor that ``holds`` it."""
+        if name == holds and name in self._outputs and name not in self.holding:
+            return name
+        return self._tensor_names.unique(name)
 
     def op(
         self,
@@ -87,10 +105,10 @@ class Emitter:
         ``arithmetic`` is that of the sums, where an op has more than one. ``root`` is the ONNX tensor that a quantizer
         reads, and its axis behind each axis of ``holds``.
         """
-        tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype))
+        tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype), holds)
         spec = None if encoding is None else encoding.spec()
         tensor: int = self.writer.add_tensor(tensor_name, list(dims), dtype=dtype, encoding=spec)
-        name = self.unique((node.name or node.output) + (f"/{kind}" if helper else ""))
+        name = self._op_names.unique((node.name or node.output) + (f"/{kind}" if helper else ""))
         self.writer.add_op(kind, {**fields, "output": tensor}, name, origin or f"{node.op} {node.name}")
         if holds:
             self.holding.add(tensor_name)

@@ -579,6 +579,23 @@ def test_flat_features_meet_constants_and_linear_layers(tmp_path: Path) -> None:
     check(net.model(output), tmp_path, image(net, 2), tolerance=5e-6)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [("sums", "sums"), ("sums", "top"), ("top", "top/nhwc"), ("top", "top#1"), ("top", "sums/nhwc"), ("a", "a")],
+)
+def test_outputs_keep_their_names_whatever_nodes_are_called(names: tuple[str, str], tmp_path: Path) -> None:
+    node, second = names
+    net = Net(("N", 4, 5, 5), seed=18)
+    weight = net.constant(net.rng.normal(size=(4, 4, 3, 3)))
+    net.nodes = [
+        helper.make_node("Conv", ["x", weight], ["sums"], name=node),
+        helper.make_node("Relu", ["sums"], ["top"], name=node),
+        helper.make_node("Neg", ["top"], [second if second not in ("sums", "top") else "last"], name=node),
+    ]
+    outputs = ("top", net.nodes[-1].output[0])
+    check(net.model("sums", outputs=outputs), tmp_path, image(net), tolerance=2e-6)
+
+
 def test_several_outputs_and_a_sign_that_is_also_added(tmp_path: Path) -> None:
     net = Net(("N", 6, 5, 5), seed=2)
     bits = net.op("Sign", "x")
