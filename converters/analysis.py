@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +13,7 @@ from .chains import ELEMENTWISE, Chain, Reader, Steps, accumulator_steps, float_
 from .graph import Array, Graph, Node, Shape, StepOf
 from .integers import MAX_EXACT_FLOAT
 from .value_sets import few_values
-from .values import Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
+from .values import MAX_LEVELS, Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
 
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
@@ -414,8 +415,8 @@ def _pad_of(graph: Graph, node: Node, axis: int, steps: Steps) -> tuple[tuple[in
     if not any(pads):
         return (0, 0, 0, 0), 0
     value = float(graph.constants[node.inputs[1]].reshape(())) if len(node.inputs) > 1 and node.inputs[1] else 0.0
-    level = round(value / steps.levels.scale)
-    if abs(level * steps.levels.scale - value) > 1e-6 * steps.levels.scale or abs(level) > 16:
+    level = round(value / steps.levels.scale) if math.isfinite(value) else MAX_LEVELS + 1
+    if abs(level * steps.levels.scale - value) > 1e-6 * steps.levels.scale or abs(level) > MAX_LEVELS:
         return f"Pad '{node.name}' writes {value}, which is not a level of the tensor"
     low, high = min(0, *steps.levels.levels), max(0, *steps.levels.levels)
     if not low <= level <= high:

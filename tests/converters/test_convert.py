@@ -182,6 +182,15 @@ def test_max_pool_before_or_after_the_sign(order: str, tmp_path: Path) -> None:
 # Geometry
 
 
+@pytest.mark.parametrize("pad", [np.inf, -np.inf])
+def test_infinite_padding_of_signs_runs_as_floats(pad: float, tmp_path: Path) -> None:
+    net = Net(("N", 64, 4, 4), seed=19)
+    pads = net.constant([0, 0, 1, 0, 0, 0, 0, 0], np.int64)
+    padded = net.op("Pad", net.op("Sign", "x"), pads, net.constant(pad))
+    report = check(net.model(net.conv(padded, np.abs(net.signs(2, 64, 3, 3)))), tmp_path, image(net))
+    assert "float conv" in kinds(report)
+
+
 @pytest.mark.parametrize("channels", [1, 3, 32, 65, 130])
 @pytest.mark.parametrize("pad", [0.0, -1.0, 1.0])
 def test_paddings_and_channel_counts_are_exact(channels: int, pad: float, tmp_path: Path) -> None:
