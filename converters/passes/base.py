@@ -88,6 +88,23 @@ class RuleError(Exception):
     """A rule cannot accept its node; the text is the reason that the user sees."""
 
 
+def with_defaults(node: Node, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an operator with one output, those left out at their defaults; any type fits a default of None.
+
+    Raises RuleError where the node has others, or of other types.
+    """
+    if len(node.outputs) != 1:
+        raise RuleError(f"1 output is expected, found {len(node.outputs)}")
+    unknown = sorted(set(node.attrs) - set(defaults))
+    if unknown:
+        raise RuleError(f"unknown attribute '{unknown[0]}'")
+    for name, value in node.attrs.items():
+        default = defaults[name]
+        if default is not None and not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
+            raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
+    return {**defaults, **node.attrs}
+
+
 def tensor_names(graph: Graph) -> set[str]:
     names = set(graph.constants) | {graph_input.name for graph_input in graph.inputs}
     return names.union(*(node.inputs for node in graph.nodes), *(node.outputs for node in graph.nodes))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..graph import Node
 from ..qonnx_ops import ROUNDING_MODES
-from .base import NodeBuilder, RuleError
+from .base import NodeBuilder, RuleError, with_defaults
 
 # Number of inputs, attributes with their defaults.
 _OPERATORS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -44,16 +44,7 @@ def normalise_qonnx(build: NodeBuilder, node: Node) -> list[Node]:
     if len(node.inputs) not in counts or not all(node.inputs):
         wanted = " or ".join(str(count) for count in counts)
         raise RuleError(f"{wanted} inputs are expected, found {sum(map(bool, node.inputs))}")
-    if len(node.outputs) != 1:
-        raise RuleError(f"1 output is expected, found {len(node.outputs)}")
-    unknown = sorted(set(node.attrs) - set(defaults))
-    if unknown:
-        raise RuleError(f"unknown attribute '{unknown[0]}'")
-    attrs = {**defaults, **node.attrs}
-    for name, default in defaults.items():
-        value = attrs[name]
-        if not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-            raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
+    attrs = with_defaults(node, defaults)
     if op == "XnorPopcountMatMul":
         return _xnor_popcount(build, node)
     if op == "Im2Col":

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..graph import Array, Node
 from ..integer_ops import MICROSOFT_DOMAIN
-from .base import NodeBuilder, RuleError
+from .base import NodeBuilder, RuleError, with_defaults
 
 # Least and greatest number of inputs, attributes with their defaults.
 QUANTIZED_OPERATORS: dict[str, tuple[int, int, dict[str, Any]]] = {
@@ -49,16 +49,7 @@ def normalise_quantized(build: NodeBuilder, node: Node) -> list[Node]:
     if not least <= len(node.inputs) <= most or not all(node.inputs[:3]):
         wanted = f"{least}" if least == most else f"at least {least}" if most > 99 else f"{least} to {most}"
         raise RuleError(f"{wanted} inputs are expected, found {len(node.inputs)}")
-    if len(node.outputs) != 1:
-        raise RuleError(f"1 output is expected, found {len(node.outputs)}")
-    unknown = sorted(set(node.attrs) - set(defaults))
-    if unknown:
-        raise RuleError(f"unknown attribute '{unknown[0]}'")
-    attrs = {name: value for name, value in {**defaults, **node.attrs}.items() if value is not None}
-    for name, value in attrs.items():
-        default = defaults[name]
-        if default is not None and not isinstance(value, (int, float) if isinstance(default, float) else type(default)):
-            raise RuleError(f"attribute '{name}' has the wrong type: {value!r}")
+    attrs = {name: value for name, value in with_defaults(node, defaults).items() if value is not None}
     if attrs.pop("channels_last", 0):
         raise RuleError("channels_last = 1 is not supported")
     if node.op == "MatMulNBits":
