@@ -9,6 +9,7 @@ import numpy as np
 
 from ..analysis import MAC_OPS, Analysis, BitSource, MacWeights, bit_source, mac_weights
 from ..graph import Array, Graph, Node, Shape, StepOf
+from ..passes.base import fresh_name, tensor_names
 from ..value_sets import few_values
 from ..values import MAX_LEVELS, TOLERANCE, WeightLattice, distinct_values, weight_lattice
 from ..window_ops import conv
@@ -58,6 +59,7 @@ def split_layers(analysis: Analysis) -> SplitResult:
     result = SplitResult()
     graph = analysis.graph
     steps: dict[str, list[str]] = {}
+    used = tensor_names(graph)
     instead: dict[int, list[Node]] = {}
     for node in graph.nodes:
         if node.op not in MAC_OPS or node.domain or node.output not in analysis.reasons:
@@ -85,7 +87,7 @@ def split_layers(analysis: Analysis) -> SplitResult:
                 f"of planes for {channels} input channels: no faster than float"
             )
             continue
-        splitter = _Splitter(graph, node, constant, bases, steps)
+        splitter = _Splitter(graph, node, constant, bases, steps, used)
         notes = splitter.run(parts)
         instead[id(node)] = splitter.nodes
         result.notes |= notes
@@ -123,10 +125,19 @@ def _count(number: int, one: str, many: str) -> str:
 
 
 class _Splitter:
-    """The new nodes of one layer. ``steps`` has the parts that earlier layers made of an activation, by its name."""
+    """The new nodes of one layer.
+
+    ``steps`` has the parts that earlier layers made of an activation, by its name, ``used`` the names of all tensors.
+    """
 
     def __init__(
-        self, graph: Graph, node: Node, constant: MacWeights, bases: WeightBases, steps: dict[str, list[str]]
+        self,
+        graph: Graph,
+        node: Node,
+        constant: MacWeights,
+        bases: WeightBases,
+        steps: dict[str, list[str]],
+        used: set[str],
     ) -> None:
         self._graph = graph
         self._node = node
@@ -134,6 +145,7 @@ class _Splitter:
         self._constant = constant
         self._bases = bases
         self._steps = steps
+        self._used = used
         self.nodes: list[Node] = []
         self._is_conv = node.op == "Conv"
 
@@ -249,24 +261,16 @@ class _Splitter:
     ) -> Node:
         """A new node; its output has the shape of the layer's unless given."""
         graph = self._graph
-        output = self._fresh(kind.lower())
+        output = fresh_name(self._used, f"{self._node.output}/{kind.lower()}")
         graph.shapes[output] = graph.shapes[self._node.output] if shape is None else shape
         graph.dtypes[output] = dtype
         node = Node(kind, f"{self._name}/{len(self.nodes) + 1}", inputs, [output], attrs or {})
         self.nodes.append(node)
         return node
 
-    def _fresh(self, what: str) -> str:
-        base, count = f"{self._node.output}/{what}", 1
-        name = base
-        while name in self._graph.shapes or name in self._graph.constants:
-            count += 1
-            name = f"{base}_{count}"
-        return name
-
     def _add_constant(self, value: Array) -> str:
         graph = self._graph
-        name = self._fresh("constant")
+        name = fresh_name(self._used, f"{self._node.output}/constant")
         graph.constants[name] = np.ascontiguousarray(value, np.float32)
         graph.shapes[name], graph.dtypes[name] = value.shape, _FLOAT
         return name
