@@ -179,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     importer.add_argument("file", type=Path, help="the compressed network")
     importer.add_argument("--model", type=Path, required=True, help="ONNX file with these layers, weights of any value")
-    importer.add_argument("--out", type=Path, required=True, help="ONNX file to write")
+    importer.add_argument("-o", "--output", type=Path, required=True, help="ONNX file to write")
 
     inspect = command("inspect", _inspect, "Show the layers of a .tacbin file.")
     inspect.add_argument("model", type=Path)
@@ -379,15 +379,15 @@ def _import_deep_compression(args: argparse.Namespace) -> int:
         from tac_engine.converters.deep_compression import import_deep_compression
     except ImportError as error:
         raise InvalidInputError(f"the import needs onnx ({error}): pip install 'tac_engine[convert]'") from None
-    layers = import_deep_compression(args.file, args.model, args.out)
+    layers = import_deep_compression(args.file, args.model, args.output)
     rows = [(layer.name, layer.weight.shape, int(np.count_nonzero(layer.weight))) for layer in layers]
     if args.json:
         listed = [{"name": name, "shape": list(shape), "kept": kept} for name, shape, kept in rows]
-        print(json.dumps({"target": str(args.out), "layers": listed}, indent=2))
+        print(json.dumps({"target": str(args.output), "layers": listed}, indent=2))
         return 0
     cells = [(name, "x".join(map(str, shape)), f"{kept / math.prod(shape):.1%}") for name, shape, kept in rows]
     print(format_table(("layer", "weights", "kept"), cells, frozenset({2})))
-    print(f"{len(rows)} layers of {args.file} -> {args.out}")
+    print(f"{len(rows)} layers of {args.file} -> {args.output}")
     return 0
 
 

@@ -123,11 +123,11 @@ def test_a_compressed_network_runs(trans_b: bool, tmp_path: Path) -> None:
 def test_the_command_line_imports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "net.bin").write_bytes(encode(5, 0.3)[0])
     model, target = template(tmp_path), tmp_path / "imported.onnx"
-    arguments = ["import-deep-compression", str(tmp_path / "net.bin"), "--model", str(model), "--out", str(target)]
+    arguments = ["import-deep-compression", str(tmp_path / "net.bin"), "--model", str(model), "-o", str(target)]
     assert main(arguments) == 0
     assert "4 layers" in capsys.readouterr().out
     assert onnx.load(target).graph.node
-    assert main([*arguments[:4], "--out", str(model)]) == 2
+    assert main([*arguments[:4], "-o", str(model)]) == 2
     assert "is also read" in capsys.readouterr().err
 
 
