@@ -210,6 +210,28 @@ def _slice(node: Node, inputs: list[Array | None]) -> list[Array] | None:
     return [x[tuple(index)]]
 
 
+def _conv_transpose(node: Node, inputs: list[Array | None]) -> list[Array]:
+    """Every input element spreads ``x * w`` over the outputs of its window; onnx.reference lacks groups."""
+    x, w = _required(inputs)[:2]
+    bias = inputs[2] if len(inputs) > 2 else None
+    attrs = _window_attrs(node, x, list(w.shape[2:]))
+    rank, group, outputs = x.ndim - 2, attrs["group"], w.shape[1]
+    strides, dilations, kernel, pads = (attrs[name] for name in ("strides", "dilations", "kernel_shape", "pads"))
+    extra = attrs.get("output_padding") or [0] * rank
+    full = [strides[i] * (x.shape[2 + i] - 1) + dilations[i] * (kernel[i] - 1) + 1 + extra[i] for i in range(rank)]
+    y = np.zeros((x.shape[0], group, outputs, *full), x.dtype)
+    grouped, filters = x.reshape(x.shape[0], group, -1, *x.shape[2:]), w.reshape(group, -1, *w.shape[1:])
+    for tap in np.ndindex(*kernel):
+        place = [
+            slice(dilations[i] * tap[i], dilations[i] * tap[i] + strides[i] * (x.shape[2 + i] - 1) + 1, strides[i])
+            for i in range(rank)
+        ]
+        y[(..., *place)] += np.einsum("ngc...,gco->ngo...", grouped, filters[(..., *tap)])
+    inner = [slice(pads[i], full[i] - pads[rank + i]) for i in range(rank)]
+    y = y.reshape(x.shape[0], group * outputs, *full)[(..., *inner)]
+    return [y if bias is None else y + bias.reshape(-1, *[1] * rank)]
+
+
 def _resize(node: Node, inputs: list[Array | None]) -> list[Array]:
     x, attrs = inputs[0], node.attrs
     assert x is not None
@@ -304,6 +326,7 @@ def _lrn(node: Node, inputs: list[Array | None]) -> list[Array]:
 
 _OWN: dict[str, Callable[[Node, list[Array | None]], list[Array] | None]] = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_pool,

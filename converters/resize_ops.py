@@ -1,4 +1,8 @@
-"""ONNX Resize as one matrix per axis: interpolation is linear and works along one axis at a time."""
+"""ONNX Resize as one matrix per axis: interpolation is linear and works along one axis at a time.
+
+The definition does not say how precisely sizes and positions are computed. Where a scale is given, PyTorch and ONNX
+Runtime compute both in float32, and so does this: 10 elements times 0.7 are 7, in float64 they would be 6.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ def unsupported(attrs: Mapping[str, Any]) -> str:
 
 
 def output_size(size: int, scale: float) -> int:
-    return math.floor(size * scale)
+    return math.floor(np.float32(size) * np.float32(scale))
 
 
 def taps(attrs: Mapping[str, Any], size: int, new_size: int, scale: float) -> list[tuple[Array, Array]]:
@@ -52,20 +56,20 @@ def taps(attrs: Mapping[str, Any], size: int, new_size: int, scale: float) -> li
 
 
 def _coordinates(mode: str, size: int, new_size: int, scale: float) -> Array:
-    """Where each new position lies in the old axis, float64."""
-    new = np.arange(new_size, dtype=np.float64)
-    if mode == "asymmetric":
-        return new / scale
+    """Where each new position lies in the old axis, float64 of what float32 gives."""
     if mode == "align_corners":
         # The new length is not rounded here, as in the reference implementation of ONNX.
-        return new * ((size - 1) / (scale * size - 1)) if new_size > 1 else new * 0.0
+        last = scale * size - 1
+        return np.arange(new_size) * ((size - 1) / last if new_size > 1 else 0.0)
+    new, factor, half = np.arange(new_size, dtype=np.float32), np.float32(scale), np.float32(0.5)
+    if mode == "asymmetric":
+        return (new / factor).astype(np.float64)
     if mode == "pytorch_half_pixel" and new_size == 1:
-        return new * 0.0
-    centred = (new + 0.5) / scale - 0.5
+        return np.zeros(1)
+    centred = ((new + half) / factor - half).astype(np.float64)
     if mode == "half_pixel_symmetric":
         # The part of the axis that rounding the new size down leaves out is shared by both ends.
-        adjusted = size * (1 - new_size / (scale * size)) / 2
-        return centred + adjusted
+        return centred + size * (1 - new_size / (scale * size)) / 2
     return centred
 
 

@@ -99,7 +99,12 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         """Every output of every sample without a rounding flip is within the tolerance."""
-        return all(output.ok for output in self.outputs)
+        return self.decided and all(output.ok for output in self.outputs)
+
+    @property
+    def decided(self) -> bool:
+        """Whether any sample is without a rounding flip: if none is, what follows the flips was not compared."""
+        return self.rounding_flips < self.samples
 
     @property
     def first_divergence(self) -> LayerReport | None:
@@ -116,6 +121,7 @@ class VerifyReport:
         return {
             **asdict(self),
             "ok": self.ok,
+            "decided": self.decided,
             "flips": self.flips,
             "first_divergence": None if first is None else asdict(first),
         }
@@ -124,7 +130,9 @@ class VerifyReport:
         lines = [f"{self.tacbin} against {self.onnx}", f"{self.samples} samples ({self.data})"]
         for output in self.outputs:
             verdict = "ok" if output.ok else "DIFFERS"
-            if self.rounding_flips:
+            if not self.decided:
+                verdict = "UNDECIDED, no sample is without a flip"
+            elif self.rounding_flips:
                 verdict += f" in the {self.samples - self.rounding_flips} samples that decide; over all"
             lines.append(
                 f"  output '{output.name}': {verdict}, max abs diff {output.max_abs_diff:.3g}, "

@@ -114,6 +114,15 @@ def test_a_rounding_flip_is_counted_and_its_sample_not_judged() -> None:
     assert "in 1 of 16 samples" in str(result)
 
 
+def test_nothing_is_proven_where_every_sample_has_a_flip() -> None:
+    result = report(FakeEngine(flips=1, shift=1e-6, logits=100, kind="quantize"), 1)
+    assert result.rounding_flips == 1
+    assert not result.decided
+    assert not result.ok
+    assert "UNDECIDED" in str(result)
+    assert result.to_json()["decided"] is False
+
+
 @pytest.mark.parametrize(
     "faults",
     [
