@@ -226,9 +226,10 @@ def _conv_transpose(node: Node, inputs: list[Array | None]) -> list[Array]:
             slice(dilations[i] * tap[i], dilations[i] * tap[i] + strides[i] * (x.shape[2 + i] - 1) + 1, strides[i])
             for i in range(rank)
         ]
-        y[(..., *place)] += np.einsum("ngc...,gco->ngo...", grouped, filters[(..., *tap)])
+        every = (slice(None),) * 3
+        y[(*every, *place)] += np.einsum("ngc...,gco->ngo...", grouped, filters[(*every, *tap)])
     inner = [slice(pads[i], full[i] - pads[rank + i]) for i in range(rank)]
-    y = y.reshape(x.shape[0], group * outputs, *full)[(..., *inner)]
+    y = y.reshape(x.shape[0], group * outputs, *full)[(slice(None), slice(None), *inner)]
     return [y if bias is None else y + bias.reshape(-1, *[1] * rank)]
 
 

@@ -6,7 +6,6 @@ Runtime compute both in float32, and so does this: 10 elements times 0.7 are 7, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +34,7 @@ def unsupported(attrs: Mapping[str, Any]) -> str:
 
 
 def output_size(size: int, scale: float) -> int:
-    return math.floor(np.float32(size) * np.float32(scale))
+    return int(np.floor(np.float32(size) * np.float32(scale)))
 
 
 def taps(attrs: Mapping[str, Any], size: int, new_size: int, scale: float) -> list[tuple[Array, Array]]:
@@ -59,17 +58,17 @@ def _coordinates(mode: str, size: int, new_size: int, scale: float) -> Array:
     """Where each new position lies in the old axis, float64 of what float32 gives."""
     if mode == "align_corners":
         # The new length is not rounded here, as in the reference implementation of ONNX.
-        last = scale * size - 1
-        return np.arange(new_size) * ((size - 1) / last if new_size > 1 else 0.0)
+        step = (size - 1) / (scale * size - 1) if new_size > 1 else 0.0
+        return np.asarray(np.arange(new_size) * step, np.float64)
     new, factor, half = np.arange(new_size, dtype=np.float32), np.float32(scale), np.float32(0.5)
     if mode == "asymmetric":
-        return (new / factor).astype(np.float64)
+        return np.asarray(new / factor, np.float64)
     if mode == "pytorch_half_pixel" and new_size == 1:
         return np.zeros(1)
-    centred = ((new + half) / factor - half).astype(np.float64)
+    centred = np.asarray((new + half) / factor - half, np.float64)
     if mode == "half_pixel_symmetric":
         # The part of the axis that rounding the new size down leaves out is shared by both ends.
-        return centred + size * (1 - new_size / (scale * size)) / 2
+        return np.asarray(centred + size * (1 - new_size / (scale * size)) / 2)
     return centred
 
 
