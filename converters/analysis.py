@@ -9,7 +9,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .chains import ELEMENTWISE, Chain, Reader, Steps, accumulator_steps, float_steps, trace, with_result_axis
+from .chains import (
+    ELEMENTWISE,
+    Chain,
+    Reader,
+    Steps,
+    accumulator_steps,
+    float_steps,
+    rounded_values,
+    trace,
+    with_result_axis,
+)
 from .graph import Array, Graph, Node, Shape, StepOf
 from .integers import MAX_EXACT_FLOAT
 from .value_sets import few_values
@@ -22,10 +32,13 @@ FLOAT_ELEMENTWISE = frozenset(
     Min Mul Neg PRelu Pow Quant QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh
     ThresholdedRelu""".split()
 )
+_MOVES = frozenset({"MaxPool", "Pad", "Reshape", "Transpose"})  # what packed bits pass on their way to a layer
 _STEPS_ONLY = ELEMENTWISE - FLOAT_ELEMENTWISE
 # Sums that a chain is evaluated at: every one, or where they are more a sample, dense around 0.
 _ALL_SUMS = 1 << 17
 _SAMPLED_SUMS = 1 << 13
+# Values of a quantizer up to here are all met by sampling it.
+_COUNTED_VALUES = 256
 # Each costs a search, and one is enough to refuse the model.
 _MAX_NO_QUANTIZERS = 16
 
@@ -128,6 +141,7 @@ class Analysis:
     steps: dict[str, Steps | str] = field(default_factory=dict)
     want_bits: set[str] = field(default_factory=set)
     want_float: set[str] = field(default_factory=set)
+    rounded: set[str] = field(default_factory=set)  # quantizers too wide for bit planes
     quantized: dict[str, set[str]] = field(default_factory=dict)  # what of want_bits is made of each root
 
     def pack(self, tensor: str) -> str:
@@ -172,14 +186,23 @@ class Analysis:
             result = accumulator_steps(graph, chain, mac.integers, mac.step, mac.root_values, read)
             if isinstance(result, Steps) and encode_levels(result.levels.levels) is not None:
                 return result
-        reason = f"its producer {node.op} '{node.name}' has no quantizer"
+        producer = f"its producer {node.op} '{node.name}'"
+        reason = f"{producer} has no quantizer"
         for chain in self._float_chains(tensor):
             result = float_steps(graph, chain, read)
             if isinstance(result, Steps):
                 if encode_levels(result.levels.levels) is not None:
                     return result
                 result = f"takes {len(result.levels.levels)} levels"
-            reason = f"its producer {node.op} '{node.name}' {result}" if not result.startswith("takes many") else reason
+            if tensor in self.rounded:
+                continue
+            count = rounded_values(graph, chain)
+            if count is not None:
+                self.rounded.add(tensor)
+                values = str(count) if count <= _COUNTED_VALUES else f"more than {_COUNTED_VALUES}"
+                reason = f"{producer} rounds to {values} values, bit planes take {MAX_LEVELS} at most"
+            elif not result.startswith("takes many"):
+                reason = f"{producer} has no quantizer for bit planes: {result}"
         return reason
 
     def _float_chains(self, tensor: str) -> Iterator[Chain]:
@@ -270,7 +293,9 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         source = source if packed is None else packed
     if isinstance(source, str):
         hint = ""
-        if weights.values == (-1, 1) and not _is_model_input(graph, constant.activation):
+        origin = moved_from(graph, constant.activation)
+        is_image = graph.producer(origin) is None  # which nobody expects to be signs
+        if weights.values == (-1, 1) and not is_image and origin not in analysis.rounded:
             hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
         return f"activation '{constant.activation}' is real: {source}{hint}"
     if source.pads != (0, 0, 0, 0) and node.op != "Conv":
@@ -326,12 +351,12 @@ def _packed_again(analysis: Analysis, node: Node, tensor: str) -> BitSource | No
     return None if isinstance(source, str) else source
 
 
-def _is_model_input(graph: Graph, tensor: str) -> bool:
-    """Whether ``tensor`` is an input of the model or a view of one: an image, which nobody expects to be signs."""
+def moved_from(graph: Graph, tensor: str) -> str:
+    """The tensor whose values ``tensor`` holds in other places: the one that has to be a quantizer's."""
     node = graph.producer(tensor)
-    while node is not None and node.op in ("Reshape", "Transpose", "Pad"):
+    while node is not None and node.op in _MOVES:
         node = graph.producer(tensor := node.inputs[0])
-    return node is None and not graph.is_constant(tensor)
+    return tensor
 
 
 def bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
@@ -342,7 +367,7 @@ def bit_source(analysis: Analysis, tensor: str) -> BitSource | str:
         if isinstance(steps, Steps):
             break
         node = graph.producer(tensor)
-        if node is None or node.op not in ("MaxPool", "Reshape", "Transpose", "Pad"):
+        if node is None or node.op not in _MOVES:
             return steps
         moves.append(node)
         tensor = node.inputs[0]

@@ -15,7 +15,7 @@ import numpy as np
 from .evaluate import evaluate_node
 from .graph import Array, Graph, Node
 from .qonnx_ops import threshold_axis
-from .values import MAX_LEVELS, Levels, distinct_values, lattice_of, small_lattice
+from .values import MAX_LEVELS, TOLERANCE, Levels, distinct_values, lattice_of, small_lattice
 
 ELEMENTWISE = frozenset(
     """Abs Add And BatchNormalization BipolarQuant Cast Ceil Clip DequantizeLinear Div Elu Equal Erf Exp Floor Greater
@@ -23,6 +23,8 @@ ELEMENTWISE = frozenset(
     Quant QuantizeLinear Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Sub Tanh ThresholdedRelu Trunc
     Where Xor""".split()
 )
+# One of them is in every quantizer of more than a few levels.
+_ROUNDING = frozenset("Cast Ceil Floor MultiThreshold Quant QuantizeLinear Round Trunc".split())
 Reader = Callable[[Array], Levels | str]
 _CHUNK = 1 << 22  # values evaluated at a time
 # (sign(x) - x) + x misses +-1 by the rounding of a number as large as x: that many half units in its last place.
@@ -446,6 +448,9 @@ _WIDE_KEY = int(_to_key(np.asarray([2.0**40]))[0])
 _NEAR_ONE = _to_key(np.linspace(-16, 16, 2049, dtype=np.float32))
 _GRID = np.unique(np.concatenate([np.linspace(-_TOP_KEY, _TOP_KEY, 4097).astype(np.int64), [0, 1, -1], _NEAR_ONE]))
 
+# The ranges of the quantizers that rounded_values looks for.
+_REACHES = (0.1, 1.0, 4.0, 16.0, 256.0)
+
 
 def float_steps(graph: Graph, chain: Chain, read: Reader = small_lattice) -> Steps | str:
     """Finds the steps of a chain on floats by bisection; ``read`` makes levels of values that were sampled.
@@ -460,6 +465,26 @@ def float_steps(graph: Graph, chain: Chain, read: Reader = small_lattice) -> Ste
         return strict
     rounded = _float_steps(graph, chain, True, read)
     return rounded if isinstance(rounded, Steps) else strict
+
+
+def rounded_values(graph: Graph, chain: Chain) -> int | None:
+    """About how many values a quantizer with more than MAX_LEVELS takes (its first channel); None if it is none.
+
+    A quantizer stays where it is when its input moves a little; where their range ends other chains do so too.
+    Evidence for a message, not a proof.
+    """
+    dim = graph.shapes[chain.root][chain.channel_axis]
+    if not isinstance(dim, int) or not any(node.op in _ROUNDING for node in chain.nodes):
+        return None
+    points = np.concatenate([np.linspace(-reach, reach, 4001, dtype=np.float32) for reach in _REACHES])[:, None]
+    first = _select_channels(graph, chain, 0, 1, dim)
+    values, beside = (evaluate_chain(*first, probes)[0] for probes in (points, points * np.float32(1 + 2.0**-16)))
+    distinct = distinct_values(values, values.size)
+    inside = (values > np.min(values)) & (values < np.max(values))
+    if distinct is None or distinct.size <= MAX_LEVELS or not inside.any():
+        return None
+    stays = np.abs(values - beside) <= TOLERANCE * np.maximum(np.abs(values), np.abs(points))
+    return distinct.size if np.mean(stays[inside]) > 0.9 else None
 
 
 def _float_steps(graph: Graph, chain: Chain, rounded: bool, read: Reader) -> Steps | str:

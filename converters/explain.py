@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .analysis import MAC_OPS, Analysis, IntegerMac, MacWeights, mac_weights
+from .analysis import MAC_OPS, Analysis, IntegerMac, MacWeights, mac_weights, moved_from
 from .chains import Steps
 from .graph import Array, Node
 from .report import LayerReport
-from .values import TOLERANCE, WeightLattice, weight_lattice
+from .values import MAX_LEVELS, MAX_WEIGHT_LEVEL, TOLERANCE, WeightLattice, weight_lattice
 
 # Weights this close to +-s, but not within TOLERANCE, were rounded on their way: float16 keeps 11 bits.
 _NEARLY = 1e-2
+# Weights of more values than that are not quantized, they are latent ones.
+_FEW_VALUES = 256
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,12 @@ def explain(analysis: Analysis, rows: Sequence[LayerReport]) -> list[LayerExplan
             reason, sums = "" if is_codebook else analysis.reasons[node.output], ""
             activation, weights, hint = "", "", ""
             if isinstance(constant, MacWeights):
-                steps = analysis.steps_of(constant.activation)
+                origin = moved_from(graph, constant.activation)
+                steps = analysis.steps_of(origin)
                 lattice = weight_lattice(constant.weight)
                 activation = _steps_text(analysis, steps) if isinstance(steps, Steps) else f"real: {steps}"
                 weights = _weights_text(constant.weight, lattice)
-                hint = _hint(analysis, constant, lattice, steps)
+                hint = _hint(analysis, constant.weight, origin, lattice, steps)
         found.append(LayerExplanation(name, node.op, became[name], activation, weights, sums, reason, hint))
     return found
 
@@ -114,27 +117,35 @@ def _sums_text(mac: IntegerMac) -> str:
     return f"{low} to {high}" + (f" in steps of {mac.step}" if mac.step != 1 else "")
 
 
-def _hint(analysis: Analysis, constant: MacWeights, lattice: WeightLattice | str, steps: Steps | str) -> str:
+def _hint(analysis: Analysis, weight: Array, origin: str, lattice: WeightLattice | str, steps: Steps | str) -> str:
     if isinstance(lattice, WeightLattice):
-        return "" if isinstance(steps, Steps) else _activation_hint(analysis, constant.activation, lattice)
-    miss = _distance_from_signs(constant.weight)
+        return "" if isinstance(steps, Steps) else _activation_hint(analysis, origin, lattice)
+    miss = _distance_from_signs(weight)
     if TOLERANCE < miss <= _NEARLY:
         return (
             f"each filter's weights are +-s within {miss:.1g} of s, but {TOLERANCE:g} is asked for: were they stored "
             "in float16, or is the sign a smooth one (tanh)? Export sign(W) in float32"
         )
-    if isinstance(steps, Steps):
+    if not isinstance(steps, Steps):
+        return ""
+    count = np.unique(weight).size
+    if count <= _FEW_VALUES and 2 * count <= weight.size:
         return (
-            "the activation has few values, the weights have many: if training binarizes them in the forward pass, "
-            "export what the forward pass uses (sign(W)), not the latent weights"
+            f"the weights are quantized to {count} values; bit planes take -{MAX_WEIGHT_LEVEL} to {MAX_WEIGHT_LEVEL}, "
+            f"or {MAX_LEVELS} whole numbers in a row, times a scale per filter"
         )
-    return ""
+    return (
+        "the activation has few values, the weights have many: if training binarizes them in the forward pass, "
+        "export what the forward pass uses (sign(W)), not the latent weights"
+    )
 
 
-def _activation_hint(analysis: Analysis, activation: str, lattice: WeightLattice) -> str:
+def _activation_hint(analysis: Analysis, origin: str, lattice: WeightLattice) -> str:
+    if origin in analysis.rounded:
+        return f"a quantizer of up to {MAX_LEVELS} levels (4 bits) in front of this layer would make it low-bit"
     if lattice.values != (-1, 1):  # a filter of equal weights is a mean, not a binary layer
         return ""
-    producer = analysis.graph.producer(activation)
+    producer = analysis.graph.producer(origin)
     if producer is None:
         return "first layers usually read floats; their share of the work is small"
     clamp = f"{producer} limits the range, it does not round; " if _is_clamp(analysis, producer) else ""
