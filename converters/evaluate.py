@@ -220,16 +220,16 @@ def _conv_transpose(node: Node, inputs: list[Array | None]) -> list[Array]:
     extra = attrs.get("output_padding") or [0] * rank
     full = [strides[i] * (x.shape[2 + i] - 1) + dilations[i] * (kernel[i] - 1) + 1 + extra[i] for i in range(rank)]
     y = np.zeros((x.shape[0], group, outputs, *full), x.dtype)
+    every = (slice(None),) * 3
     grouped, filters = x.reshape(x.shape[0], group, -1, *x.shape[2:]), w.reshape(group, -1, *w.shape[1:])
     for tap in np.ndindex(*kernel):
-        place = [
+        place = tuple(
             slice(dilations[i] * tap[i], dilations[i] * tap[i] + strides[i] * (x.shape[2 + i] - 1) + 1, strides[i])
             for i in range(rank)
-        ]
-        every = (slice(None),) * 3
-        y[(*every, *place)] += np.einsum("ngc...,gco->ngo...", grouped, filters[(*every, *tap)])
-    inner = [slice(pads[i], full[i] - pads[rank + i]) for i in range(rank)]
-    y = y.reshape(x.shape[0], group * outputs, *full)[(slice(None), slice(None), *inner)]
+        )
+        y[every + place] += np.einsum("ngc...,gco->ngo...", grouped, filters[every + tap])
+    inner = tuple(slice(pads[i], full[i] - pads[rank + i]) for i in range(rank))
+    y = y.reshape(x.shape[0], group * outputs, *full)[every[:2] + inner]
     return [y if bias is None else y + bias.reshape(-1, *[1] * rank)]
 
 

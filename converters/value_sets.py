@@ -6,18 +6,18 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .chains import Steps
+from .chains import ELEMENTWISE, Steps
 from .evaluate import evaluate_node
 from .graph import Array, Graph, Node
 from .values import MAX_LEVELS
 
 # Every element of the result is an element of the first input (or of any, for Concat; or the value of a Pad).
-_MOVES = frozenset("Concat Expand Gather Identity MaxPool Pad Reshape Slice Split Transpose".split())
-# An element of the result depends on one element of each input, and on nothing else.
-_POINTWISE = frozenset(
-    """Abs Add And Cast Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mul Neg Not Or Relu Sign Sub
-    Where""".split()
+_MOVES = frozenset(
+    "Concat Expand Gather GlobalMaxPool Identity MaxPool Pad ReduceMax ReduceMin Reshape Slice Split Transpose".split()
 )
+# An element of the result depends on one element of each input, and on nothing else. Of those with parameters along an
+# axis, a channel has only some combinations.
+_POINTWISE = ELEMENTWISE - {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"}
 _MAX_DEPTH = 64
 
 

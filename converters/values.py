@@ -41,7 +41,10 @@ class Levels:
         return bool(np.all(np.isfinite(scaled)) and np.all(near))
 
     def widened(self, values: Array) -> Levels | None:
-        """With a level for each of ``values`` that is none yet; a lattice cannot get any between its levels."""
+        """With a level for each of ``values`` that is none yet; None where that adds no level.
+
+        A lattice cannot get any between its levels.
+        """
         return self if self.holds(values) else None
 
     def index(self, values: Array) -> Array:
@@ -80,7 +83,8 @@ class Table(Levels):
 
     def widened(self, values: Array) -> Table | None:
         wider = Table.read(np.concatenate([self.table, np.ravel(values)]))
-        return None if isinstance(wider, str) else wider
+        # A value beside a level, too far off to be it and too near to be another, adds none.
+        return None if isinstance(wider, str) or len(wider.table) <= len(self.table) else wider
 
 
 def fit_levels(distinct: Array) -> Levels | None:

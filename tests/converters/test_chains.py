@@ -5,6 +5,7 @@ import pytest
 from graphs import elementwise_graph, scalar
 from tac_engine.converters.chains import Steps, accumulator_steps, evaluate_chain, float_steps, trace
 from tac_engine.converters.graph import Array, Graph, Node
+from tac_engine.converters.values import Table, small_lattice
 
 FULL = np.ones((1, 4, 5, 5), np.float32)
 DENORMAL = np.float32(1e-45)
@@ -218,6 +219,20 @@ def test_a_slope_is_not_rounding(slope: float) -> None:
         Node("Add", "a", ["s", "m"], ["y"]),
     ]
     assert isinstance(whole_chain(elementwise_graph(nodes, {"slope": scalar(slope)})), str)
+
+
+def test_a_value_beside_a_level_of_a_table_ends_the_search() -> None:
+    """The quotient h / (|h| + 1e-12) nears +-1 in steps too small to be levels of their own."""
+    nodes = [
+        NORMALISE,
+        Node("Abs", "s", ["h"], ["size"]),
+        Node("Add", "a", ["size", "tiny"], ["sum"]),
+        Node("Div", "d", ["h", "sum"], ["y"]),
+    ]
+    graph = elementwise_graph(nodes, {**batch_norm(4, 3), "tiny": scalar(1e-12)})
+    chain = next(trace(graph, "y", stop=lambda name: False, through_pool=False))
+    for read in (small_lattice, Table.read):
+        assert float_steps(graph, chain, read) == "takes values off its lattice between the sampled points"
 
 
 @pytest.mark.parametrize("op", ["Exp", "Reciprocal"])

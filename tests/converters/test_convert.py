@@ -820,6 +820,20 @@ def gated(net: Net, x: str) -> str:
     return net.op("Mul", x, net.op("Relu", net.op("Sign", net.batch_norm("x", 4))))
 
 
+def exclusive(net: Net, x: str) -> str:
+    zero = net.constant(0.0)
+    signs = [net.op("Greater", name, zero) for name in (x, net.op("Sign", net.batch_norm("x", 4)))]
+    return net.op("Cast", net.op("Xor", *signs), to=1)
+
+
+def averaged_and_rounded(net: Net, x: str) -> str:
+    return net.op("Ceil", net.op("Mul", added(net, x), net.constant(0.5)))
+
+
+def largest_of_each_map(net: Net, x: str) -> str:
+    return net.op("Mul", x, net.op("GlobalMaxPool", added(net, x)))
+
+
 def padded_and_pooled(net: Net, x: str) -> str:
     """The Pad adds channels, and a value to those of a Sign."""
     pad = net.op("Pad", x, net.constant([0, 1, 0, 0, 0, 1, 0, 0], np.int64), net.constant(2.0))
@@ -834,6 +848,9 @@ def padded_and_pooled(net: Net, x: str) -> str:
         (shuffled, "1 x 2"),
         (added, "1 x 3"),
         (gated, "1 x 2"),
+        (exclusive, "1 x 1"),
+        (averaged_and_rounded, "1 x 2"),
+        (largest_of_each_map, "1 x 3"),
         (padded_and_pooled, "1 x 2"),
     ],
 )
@@ -992,3 +1009,17 @@ def test_sums_too_many_to_try_each_are_exact_as_well(pool: bool, tmp_path: Path)
     report = check(net.model(output, (domain,)), tmp_path, image(net, 2) * 2)
     assert [layer.kind for layer in report.layers if layer.op == "binary_conv"] == ["3-bit conv", "1-bit x 4-bit conv"]
     assert kinds(report).count("quantizer") == 1
+
+
+@pytest.mark.parametrize("behind", ["floats", "integer sums"])
+def test_a_sign_spelled_as_a_quotient(behind: str, tmp_path: Path) -> None:
+    """The quotient x / (|x| + 1e-12) is +-1 wherever a sum of signs can lie, and any number for a float near 0."""
+    net = Net(("N", 8, 6, 6), seed=5)
+    hidden = "x" if behind == "floats" else net.conv(net.op("Sign", "x"), net.signs(8, 8, 3, 3))
+    hidden = net.batch_norm(hidden, 8, 9.0)
+    size = net.op("Add", net.op("Abs", hidden), net.constant(1e-12))
+    report = check(
+        net.model(net.conv(net.op("Div", hidden, size), net.signs(4, 8, 3, 3))), tmp_path, image(net), tolerance=1e-6
+    )
+    assert kinds(report)[-1] == ("float conv" if behind == "floats" else "binary conv")
+    assert behind != "floats" or "values off its lattice" in report.layers[-1].reason
