@@ -409,7 +409,34 @@ class ReferenceModel:
         Samples lie along axis 0 of every input. ``progress(done, total)`` is called after each block of samples. An
         intermediate without batch axis (a shape, say) is that of the first block.
         """
-        samples = self._check_feeds(feeds)
+        self._check_feeds(feeds)
+        return self._in_blocks(feeds, lambda chunk: self._run_block(chunk, intermediates), batch_size, progress)
+
+    def recompute(self, name: str, feeds: Mapping[str, Array], given: Mapping[str, Array]) -> Array:
+        """The tensor ``name`` where the tensors ``given``, with a batch axis, are these instead of computed ones."""
+        needed, nodes = {name}, []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.outputs) - given.keys():
+                nodes.append(node)
+                needed.update(node.inputs)
+
+        def evaluate(chunk: dict[str, Array]) -> dict[str, Array]:
+            values = dict(chunk)
+            for node in reversed(nodes):
+                results = zip(node.outputs, self._evaluate(node, values), strict=False)
+                values.update((output, array) for output, array in results if output not in given)
+            return {name: values[name]}
+
+        return self._in_blocks({**feeds, **given}, evaluate)[name]
+
+    def _in_blocks(
+        self,
+        feeds: Mapping[str, Array],
+        evaluate: Callable[[dict[str, Array]], dict[str, Array]],
+        batch_size: int = 64,
+        progress: Progress | None = None,
+    ) -> dict[str, Array]:
+        samples = next(iter(feeds.values())).shape[0]
         block = self.fixed_batch or (1 if self._mixes_samples else max(1, batch_size))
         pieces: dict[str, list[Array]] = {}
         for first in range(0, samples, block):
@@ -422,7 +449,7 @@ class ReferenceModel:
                     for name, part in chunk.items()
                 }
             rows = next(iter(chunk.values())).shape[0]
-            for name, array in self._run_block(chunk, intermediates).items():
+            for name, array in evaluate(chunk).items():
                 batched = array.ndim > 0 and rows > 0 and array.shape[0] % rows == 0
                 if batched:
                     per_sample = array.shape[0] // rows
@@ -467,7 +494,7 @@ class ReferenceModel:
             shapes = ", ".join("none" if value is None else f"{value.dtype}{list(value.shape)}" for value in inputs)
             raise UnsupportedModelError(f"{self.source}: {node} fails on inputs {shapes}: {error}") from error
 
-    def _check_feeds(self, feeds: Mapping[str, Array]) -> int:
+    def _check_feeds(self, feeds: Mapping[str, Array]) -> None:
         expected = {value.name for value in self.inputs}
         if set(feeds) != expected:
             raise InvalidInputError(f"inputs {sorted(expected)} are expected, found {sorted(feeds)}")
@@ -489,4 +516,3 @@ class ReferenceModel:
             counts[value.name] = array.shape[0]
         if len(set(counts.values())) != 1 or 0 in counts.values():
             raise InvalidInputError(f"inputs need one and the same number of samples, at least 1; found {counts}")
-        return next(iter(counts.values()))

@@ -22,6 +22,8 @@ SEED = 0
 # up in another order, stay an order of magnitude below; codebook layers on 16-bit integers are made to stay within.
 TOLERANCE = 1e-4
 
+_LISTED = 8  # names in one line of the report
+
 # Samples run at a time while every intermediate tensor is kept.
 _BLOCK = 16
 
@@ -57,9 +59,10 @@ class OutputReport:
 class LayerReport:
     """One tensor of the engine beside the ONNX tensor it stands for.
 
-    ``elements_differing``: flips of a low-bit tensor, or floats beyond the tolerance. ``arithmetic`` is that of the
-    sums where an op has more than one, "i16" or "f32"; ``error`` its largest error over the largest output, in the
-    samples where all layers in front agree.
+    Of the samples that are judged: ``elements_differing``, flips of a low-bit tensor or floats beyond the tolerance.
+    ``rounding_flips``: elements in samples that are not judged from here on (see VerifyReport). ``arithmetic`` is that
+    of the sums where an op has more than one, "i16" or "f32"; ``error`` its largest error over the largest output, in
+    the samples where all layers in front agree. ``integer_sums``: the integer layer whose sums it holds, scaled.
     """
 
     op: str
@@ -71,6 +74,8 @@ class LayerReport:
     max_rel_diff: float
     arithmetic: str = ""
     error: float = 0.0
+    rounding_flips: int = 0
+    integer_sums: str = ""
 
     @property
     def ok(self) -> bool:
@@ -79,12 +84,16 @@ class LayerReport:
 
 @dataclass
 class VerifyReport:
-    """``rounding_flips``: samples whose first difference is a quantizer of floats.
+    """``rounding_flips``: samples whose first difference is a quantizer of floats, and nothing but rounding.
 
-    All layers in front of it agree within the tolerance, and every element that flipped was quantized from a float
-    whose bits are not those of the reference: a float sum, added up in another order or made of 16-bit inputs, fell on
-    the other side of a threshold. What follows is another path of the same network; such samples are counted, not
-    judged. The sums of integer layers have no such excuse.
+    All layers in front of it agree within the tolerance, the quantizer's own input included, and the reference, given
+    the engine's floats, quantizes them as the engine does in every element that flipped: a float sum, added up in
+    another order or made of 16-bit inputs, fell on the other side of a threshold, which lies between two floats that
+    are within the tolerance. What follows is another path of the same network; such samples are counted, not judged.
+    The sums of integer layers have no such excuse.
+
+    ``fused`` are the integer layers that compare their sums with thresholds before anyone sees them: what is compared
+    is their bits. Where others want the sums, their layer has ``integer_sums``.
     """
 
     onnx: str
@@ -95,6 +104,7 @@ class VerifyReport:
     outputs: list[OutputReport]
     layers: list[LayerReport] = field(default_factory=list)
     rounding_flips: int = 0
+    fused: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -112,7 +122,7 @@ class VerifyReport:
 
     @property
     def flips(self) -> int:
-        """Elements of low-bit tensors that differ, all layers together."""
+        """Elements of low-bit tensors that differ in samples that are judged, all layers together."""
         return sum(layer.elements_differing for layer in self.layers if layer.low_bit)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,9 +152,14 @@ class VerifyReport:
                 share = output.top1_agree / output.top1_total
                 lines.append(f"    top-1 agrees in {output.top1_agree} of {output.top1_total} ({share:.2%})")
         if self.rounding_flips:
+            where = [layer for layer in self.layers if layer.rounding_flips]
             lines.append(
                 f"  in {self.rounding_flips} of {self.samples} samples a float sum fell on the other side"
                 " of a threshold (summation order, 16-bit inputs); the others decide"
+            )
+            lines.append(
+                "    first in "
+                + _listed([f"'{layer.op}' ({layer.rounding_flips} of {layer.elements} elements)" for layer in where])
             )
         rounded = [layer for layer in self.layers if layer.arithmetic == "i16"]
         if rounded:
@@ -158,7 +173,8 @@ class VerifyReport:
         if not self.layers:
             lines.append("  layers: none recorded in the file")
         elif first is None:
-            lines.append(f"  layers: all {len(self.layers)} agree ({len(low_bit)} of them low-bit, exactly)")
+            limits = "" if self.decided else " as far as they are judged"
+            lines.append(f"  layers: all {len(self.layers)} agree{limits} ({len(low_bit)} of them low-bit, exactly)")
         else:
             total = sum(layer.elements for layer in low_bit)
             lines.append(f"  layers: first difference in op '{first.op}' (ONNX tensor '{first.onnx_tensor}'):")
@@ -167,7 +183,18 @@ class VerifyReport:
                 f"    {first.elements_differing} of {first.elements} {what}, max abs diff {first.max_abs_diff:.3g}"
             )
             lines.append(f"    flips in all low-bit layers: {self.flips} of {total} elements")
+        sums = [f"'{layer.integer_sums}'" for layer in self.layers if layer.integer_sums]
+        if sums:
+            lines.append(f"  integer layers compared by their sums: {_listed(sums)}")
+        if self.fused:
+            fused = _listed([f"'{name}'" for name in self.fused])
+            lines.append(f"  integer layers with thresholds inside, compared by the bits that they give: {fused}")
         return "\n".join(lines)
+
+
+def _listed(items: list[str]) -> str:
+    more = f" and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
+    return ", ".join(items[:_LISTED]) + more
 
 
 def verify(
@@ -200,7 +227,9 @@ def verify(
     feeds, origin = _feeds(reference, data, samples)
     outputs, layers, flips = compare(reference, engine, feeds, progress)
     count = next(iter(feeds.values())).shape[0]
-    return VerifyReport(os.fspath(onnx_path), os.fspath(tacbin_path), count, origin, TOLERANCE, outputs, layers, flips)
+    fused = json.loads(engine.metadata or "{}").get("fused", [])
+    names = os.fspath(onnx_path), os.fspath(tacbin_path)
+    return VerifyReport(*names, count, origin, TOLERANCE, outputs, layers, flips, fused)
 
 
 def _feeds(
@@ -248,7 +277,7 @@ def compare(
         found = engine.run(block)
         size = next(iter(block.values())).shape[0] if block else 0
         agreeing, judged = np.ones(size, bool), np.ones(size, bool)
-        rounded: dict[str, Array] = {}  # of each float ONNX tensor, which elements have other bits
+        floats: dict[str, Array] = {}  # the engine's, by the ONNX tensor; those that may be off by rounding
         tensors = engine.intermediates(block) if entries else {}
         for index, entry in enumerate(entries):
             original, mine = expected.get(entry["onnx_tensor"]), tensors.get(entry["tensor"])
@@ -256,21 +285,27 @@ def compare(
                 continue  # a tensor that folding made, or a view of the one before
             if original.shape[:1] != (size,):
                 continue  # of the whole batch there, of each sample here
-            if "middles" in entry:
-                original = np.asarray(entry["levels"])[np.searchsorted(entry["middles"], original, side="right")]
+            original = _level_values(original, entry)
             low_bit = bool(entry.get("low_bit", _is_integral(mine)))
             totals = layers.setdefault(index, _Totals())
             found_here = _as_onnx(mine, entry, original.shape)
-            flipped = totals.add_layer(original, found_here, low_bit)
-            differs = _in_sample(flipped)
+            match = _Match.of(original, found_here, low_bit)
+            differs = match.differs(original, found_here)
+            first_here = np.flatnonzero(agreeing & _in_sample(differs))
             if "arithmetic" in entry:
                 totals.add_undisturbed(original[agreeing], found_here[agreeing])
+            root = entry.get("root", "") if entry.get("kind") != "binary_conv" else ""
+            if first_here.size and root in floats:
+                given = {name: array[first_here] for name, array in block.items()}
+                again = reference.recompute(entry["onnx_tensor"], given, {root: floats[root][first_here]})
+                wrong = match.differs(_level_values(again, entry), found_here[first_here]) & differs[first_here]
+                excused = first_here[~_in_sample(wrong)]
+                judged[excused] = False
+                totals.rounding_flips += int(differs[excused].sum())
             if not low_bit and entry.get("kind") != "binary_conv":
-                rounded[entry["onnx_tensor"]] = original != found_here
-            if entry.get("kind") != "binary_conv" and entry.get("root") in rounded:
-                excuse = rounded[entry["root"]].transpose(entry["root_axes"])
-                judged &= ~(agreeing & differs & ~_in_sample(flipped & ~excuse))
-            agreeing &= ~differs
+                floats[entry["onnx_tensor"]] = found_here
+            totals.add_layer(match, original[judged], found_here[judged])
+            agreeing &= ~_in_sample(differs)
         rounding_flips += int((~judged).sum())
         for name in reference.outputs:
             if name not in found:
@@ -280,6 +315,37 @@ def compare(
             progress("comparing", min(first + step, count) / count)
     layer_reports = [layers[index].layer_report(entries[index]) for index in sorted(layers)]
     return [totals.output_report(name) for name, totals in outputs.items()], layer_reports, rounding_flips
+
+
+def _level_values(original: Array, entry: Mapping[str, Any]) -> Array:
+    """What the engine's tensor holds for ``original``: one of a few levels, where it stands for a table of values."""
+    if "middles" not in entry:
+        return original
+    return np.asarray(entry["levels"])[np.searchsorted(entry["middles"], original, side="right")]
+
+
+@dataclass(frozen=True)
+class _Match:
+    """How an engine's tensor must agree: ``scale`` times it is within ``limit`` of the reference.
+
+    A lattice tensor is scale * level with a positive scale, and the levels are what must agree.
+    """
+
+    low_bit: bool
+    scale: float
+    limit: float
+
+    @staticmethod
+    def of(expected: Array, found: Array, low_bit: bool) -> _Match:
+        if low_bit:
+            scale = _scale(expected, found)
+            return _Match(True, scale, 1e-3 * scale)
+        return _Match(False, 1.0, TOLERANCE * float(np.max(np.abs(expected), initial=0.0)))
+
+    def differs(self, expected: Array, found: Array) -> Array:
+        """Of each element; equal infinities do not differ."""
+        scaled = self.scale * found if self.low_bit else found
+        return np.asarray(~(np.abs(expected - scaled) <= self.limit) & (expected != scaled))
 
 
 def _in_sample(elements: Array) -> Array:
@@ -328,6 +394,7 @@ class _Totals:
         self.judged_diff = 0.0
         self.own_diff = 0.0
         self.own_magnitude = 0.0
+        self.rounding_flips = 0
 
     def add_output(self, expected: Array, found: Array, judged: Array) -> None:
         if expected.shape != found.shape:
@@ -345,21 +412,11 @@ class _Totals:
             self.rows = (self.rows or 0) + same.size
         self.low_bit = expected.dtype.kind != "f"
 
-    def add_layer(self, expected: Array, found: Array, low_bit: bool) -> Array:
-        """Returns which elements differ: flips of a low-bit tensor, floats beyond the tolerance."""
+    def add_layer(self, match: _Match, expected: Array, found: Array) -> None:
         self.elements += expected.size
-        self.low_bit = self.low_bit and low_bit
-        if low_bit:
-            # A lattice tensor is scale * level with a positive scale; the levels are what must agree.
-            scale = _scale(expected, found)
-            differs = np.abs(expected - scale * found) > 1e-3 * scale
-            self._add_difference(expected, scale * found)
-        else:
-            self._add_difference(expected, found)
-            limit = TOLERANCE * float(np.max(np.abs(expected), initial=0.0))
-            differs = ~(np.abs(expected - found) <= limit) & (expected != found)
-        self.differing += int(differs.sum())
-        return np.asarray(differs)
+        self.low_bit = self.low_bit and match.low_bit
+        self.differing += int(match.differs(expected, found).sum())
+        self._add_difference(expected, match.scale * found)
 
     def add_undisturbed(self, expected: Array, found: Array) -> None:
         """Samples of a layer whose inputs agree."""
@@ -395,6 +452,8 @@ class _Totals:
             self._relative(),
             str(entry.get("arithmetic", "")),
             self.own_diff / self.own_magnitude if self.own_magnitude else self.own_diff,
+            self.rounding_flips,
+            str(entry.get("sums", "")),
         )
 
 

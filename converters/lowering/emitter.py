@@ -71,6 +71,7 @@ class Emitter:
         self.writer = _core.ModelWriter()
         self.rows: list[LayerReport] = []
         self.layers: list[dict[str, Any]] = []
+        self.fused: list[str] = []  # integer layers that give bits: their sums are no tensor
         self.holding: set[str] = set()  # names of the tensors that hold an ONNX tensor
         self._outputs = frozenset(graph.outputs)
         self._tensor_names, self._op_names = _Names(self._outputs), _Names()
@@ -96,14 +97,14 @@ class Emitter:
         helper: bool = False,
         map_dims: tuple[int, int, int] | None = None,
         arithmetic: str = "",
-        root: tuple[str, list[int]] | None = None,
+        root: str = "",
     ) -> int:
         """Adds an op and its output tensor.
 
         ``holds`` is the ONNX tensor that the output equals, if any, stored in ``layout`` ("flat": of ``map_dims``). A
         ``helper`` op only prepares or hands on what the node's own op computes; it does not take the node's name.
         ``arithmetic`` is that of the sums, where an op has more than one. ``root`` is the ONNX tensor that a quantizer
-        reads, and its axis behind each axis of ``holds``.
+        reads.
         """
         tensor_name = self.unique(self._tensor_name(node, kind, holds, layout, dtype), holds)
         spec = None if encoding is None else encoding.spec()
@@ -124,17 +125,21 @@ class Emitter:
                 layer["map_dims"] = list(map_dims)
             if arithmetic:
                 layer["arithmetic"] = arithmetic
-            if root is not None:
-                layer["root"], layer["root_axes"] = root
+            if root:
+                layer["root"] = root
             if dtype == "bits" and holds in self.graph.leveled:
                 step = self.graph.leveled[holds]
                 layer |= {"onnx_tensor": step.tensor, "middles": step.middles, "levels": step.levels}
             self.layers.append(layer)
         return tensor
 
-    def mark_quantizer(self, root: str, rank: int) -> None:
+    def mark_quantizer(self, root: str) -> None:
         """Says that the op added last holds a quantizer's result, made element by element from the ONNX tensor."""
-        self.layers[-1] |= {"root": root, "root_axes": list(range(rank))}
+        self.layers[-1]["root"] = root
+
+    def mark_sums(self, layer: str) -> None:
+        """Says that the op added last holds the sums of the integer layer of that name, scaled."""
+        self.layers[-1]["sums"] = layer
 
     def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:
         if not holds:
@@ -158,7 +163,8 @@ class Emitter:
         self.rows.append(LayerReport(node.name or node.output, kind, op, bits, shape, before, after, reason))
 
     def metadata(self) -> str:
-        return json.dumps({"source": self.graph.source, "layers": self.layers}, separators=(",", ":"))
+        noted = {"source": self.graph.source, "layers": self.layers, "fused": self.fused}
+        return json.dumps(noted, separators=(",", ":"))
 
     # Layouts ----------------------------------------------------------------------------------------------------------
 

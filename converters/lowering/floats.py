@@ -49,7 +49,7 @@ def _jumping(kind: str) -> Callable[[Lowering, Node], Stored]:
 
     def rule(lowering: Lowering, node: Node) -> Stored:
         stored = unary(lowering, node, lowering.float_of(node.inputs[0], node), kind)
-        lowering.emit.mark_quantizer(node.inputs[0], len(lowering.graph.shapes[node.output]))
+        lowering.emit.mark_quantizer(node.inputs[0])
         return stored
 
     return rule

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import _core
 from ..analysis import BitSource, IntegerMac
-from ..chains import Steps, axis_order
+from ..chains import Steps
 from ..graph import Array, Node
 from ..values import BINARY, Encoding, encode_levels
 from .emitter import NotLowered, Stored, StoredBits
@@ -84,7 +84,7 @@ def _emit_quantize(
         encoding=encoding,
         holds="" if pooled else node.output,
         layout=_layout(dims, steps),
-        root=(steps.chain.root, axis_order(lowering.graph, steps.chain)),
+        root=steps.chain.root,
     )
     text = activation_bits(steps, encoding)
     emit.row(node, "quantize", "quantizer", dims, f"- x {text}", 0, fields["thresholds"].nbytes, _zero_note(text))
@@ -254,6 +254,8 @@ def _layer(
         tensor = emit.op(
             "reshape", mac.node, {"input": tensor}, dims, dtype=dtype, encoding=encoding, holds=holds, helper=True
         )
+    if encoding is not None:
+        emit.fused.append(mac.node.name or mac.node.output)
     return StoredBits(tensor, dims, encoding or BINARY, text)
 
 
@@ -282,6 +284,7 @@ def _map_rows(lowering: Lowering, levels: Array, bits: StoredBits, source: BitSo
 def float_layer(lowering: Lowering, mac: IntegerMac) -> Stored:
     """An integer layer that gives floats: ``scale * acc + bias``."""
     made = _layer(lowering, mac, mac.node, scale=mac.scale, bias=mac.bias, holds=mac.node.output)
+    lowering.emit.mark_sums(mac.node.name or mac.node.output)
     return Stored(made.tensor, made.dims, "nhwc" if len(made.dims) == 3 else "plain")
 
 

@@ -51,7 +51,7 @@ class _Arithmetic:
         """The last op, a binary one with a constant. What ``quantizes`` can fall to either side of a rounding."""
         stored = with_constant(self.lowering, self.node, kind, self.stored, value, False, True)
         if quantizes:
-            self.lowering.emit.mark_quantizer(self.node.inputs[0], len(self.lowering.graph.shapes[self.node.output]))
+            self.lowering.emit.mark_quantizer(self.node.inputs[0])
         return stored
 
     def round(self, mode: str) -> None:

@@ -33,7 +33,10 @@ def model() -> onnx.ModelProto:
 
 
 class FakeEngine:
-    """An engine that computes the reference, in the engine's layouts, with faults put in on purpose."""
+    """An engine that computes the reference, in the engine's layouts, with faults put in on purpose.
+
+    ``flips`` of the first levels of each block, ``shift`` of the float in front of the first one, towards 0.
+    """
 
     def __init__(self, flips: int = 0, shift: float = 0.0, logits: float = 0.0, kind: str = "") -> None:
         self.reference = ReferenceModel(model())
@@ -41,7 +44,7 @@ class FakeEngine:
         layers = [
             {"op": "conv", "tensor": "t0", "onnx_tensor": "c", "layout": "nhwc"},
             {"op": "quantize", "tensor": "t1", "onnx_tensor": "s", "layout": "nhwc", "kind": kind, "low_bit": True}
-            | {"root": "c", "root_axes": [0, 1, 2, 3]},
+            | {"root": "c"},
             {"op": "flatten", "tensor": "t2", "onnx_tensor": "f", "layout": "flat", "map_dims": [2, 2, 5]},
             {"op": "folded", "tensor": "t9", "onnx_tensor": "nowhere", "layout": "plain"},
         ]
@@ -55,14 +58,18 @@ class FakeEngine:
     def intermediates(self, x: Mapping[str, Array]) -> dict[str, Array]:
         values = self.reference.run(x, intermediates=True)
         conv = values["c"].transpose(0, 2, 3, 1).copy()
-        conv[0, 0, 0, 0] += np.float32(self.shift)
+        conv[0, 0, 0, 0] -= np.copysign(np.float32(self.shift), conv[0, 0, 0, 0])
         levels = values["g"].transpose(0, 2, 3, 1).copy()
         levels.reshape(-1)[: self.flips] *= -1
         return {"t0": conv, "t1": levels, "t2": values["s"].transpose(0, 2, 3, 1).reshape(len(conv), -1).copy()}
 
 
-def report(engine: FakeEngine, samples: int = 40) -> VerifyReport:
-    outputs, layers, flips = compare(engine.reference, engine, {"x": floats(samples, 2, 4, 4)})
+def report(engine: FakeEngine, samples: int = 40, *, near: bool = False) -> VerifyReport:
+    """``near``: the first float in front of a sign is next to 0."""
+    x = floats(samples, 2, 4, 4)
+    if near:
+        x[0, :, :3, :3] *= np.float32(1e-7)
+    outputs, layers, flips = compare(engine.reference, engine, {"x": x})
     return VerifyReport("a.onnx", "a.tacbin", samples, "given", 1e-4, outputs, layers, flips)
 
 
@@ -108,35 +115,62 @@ def test_output_difference_and_top1() -> None:
 
 
 def test_a_rounding_flip_is_counted_and_its_sample_not_judged() -> None:
-    result = report(FakeEngine(flips=1, shift=1e-6, logits=100, kind="quantize"), 16)
+    result = report(FakeEngine(flips=1, shift=1e-5, logits=100, kind="quantize"), 16, near=True)
     assert result.ok
     assert result.rounding_flips == 1
     assert "in 1 of 16 samples" in str(result)
+    assert "first in 'quantize' (1 of 300 elements)" in str(result)
+    # What follows a flip is no difference: the others agree in every layer.
+    assert result.first_divergence is None
+    assert result.flips == 0
+    assert [(layer.elements, layer.rounding_flips) for layer in result.layers] == [(320, 0), (300, 1), (300, 0)]
+    assert "all 3 agree" in str(result)
+
+
+def test_the_first_difference_is_one_of_a_judged_sample() -> None:
+    """The first sample has a rounding flip, the second a wrong level in a layer behind it."""
+
+    class Wrong(FakeEngine):
+        def intermediates(self, x: Mapping[str, Array]) -> dict[str, Array]:
+            tensors = super().intermediates(x)
+            tensors["t2"][1, 3] += 1
+            return tensors
+
+    result = report(Wrong(flips=1, shift=1e-5, kind="quantize"), 16, near=True)
+    first = result.first_divergence
+    assert first is not None
+    assert (first.op, first.elements_differing) == ("flatten", 1)
+    assert result.rounding_flips == 1
 
 
 def test_nothing_is_proven_where_every_sample_has_a_flip() -> None:
-    result = report(FakeEngine(flips=1, shift=1e-6, logits=100, kind="quantize"), 1)
+    result = report(FakeEngine(flips=1, shift=1e-5, logits=100, kind="quantize"), 1, near=True)
     assert result.rounding_flips == 1
     assert not result.decided
     assert not result.ok
     assert "UNDECIDED" in str(result)
+    assert "agree as far as they are judged" in str(result)
     assert result.to_json()["decided"] is False
 
 
 @pytest.mark.parametrize(
     "faults",
     [
-        {"kind": "binary_conv", "shift": 1e-6},
+        {"kind": "binary_conv", "shift": 1e-5},
         {"kind": "quantize", "shift": 1.0},
         {"kind": "quantize"},
-        {"kind": "quantize", "shift": 1e-6, "flips": 2},
+        {"kind": "quantize", "shift": 1e-9},
+        {"kind": "quantize", "shift": 1e-5, "near": False},
+        {"kind": "quantize", "shift": 1e-5, "flips": 2},
     ],
-    ids=["integer layer", "wrong float", "right float", "another element"],
+    ids=["integer layer", "wrong float", "right float", "same side", "far from the threshold", "another element"],
 )
 def test_a_flip_without_excuse_is_judged(faults: dict[str, Any]) -> None:
-    result = report(FakeEngine(**{"flips": 1, "logits": 100, **faults}), 16)
+    near = faults.pop("near", True)
+    result = report(FakeEngine(**{"flips": 1, "logits": 100, **faults}), 16, near=near)
     assert not result.ok
     assert result.rounding_flips == 0
+    assert result.flips >= 1
 
 
 def test_nan_is_a_difference() -> None:
@@ -177,6 +211,10 @@ def test_packed_layers_are_compared_level_by_level(tmp_path: Path) -> None:
     result = verify(source, target, samples=20)
     assert result.ok
     assert [layer.low_bit for layer in result.layers] == [True, True, False]
+    assert result.fused == ["Conv_1"]
+    assert "with thresholds inside, compared by the bits that they give: 'Conv_1'" in str(result)
+    assert [layer.integer_sums for layer in result.layers] == ["", "", "MatMul_5"]
+    assert "integer layers compared by their sums: 'MatMul_5'" in str(result)
 
 
 def test_file_of_another_model_is_told_apart(files: tuple[Path, Path], tmp_path: Path) -> None:
