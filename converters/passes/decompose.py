@@ -9,6 +9,7 @@ import numpy as np
 
 from ..chains import ELEMENTWISE
 from ..graph import Array, Batch, Graph, Node, Shape
+from ..qonnx_ops import threshold_axis
 from ..resize_ops import taps
 from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
 
@@ -31,7 +32,7 @@ class Decompose:
         nodes: list[Node] = []
         modified = False
         for node in graph.nodes:
-            rule = _RULES.get(node.op) if not node.domain and node.output in graph.shapes else None
+            rule = _RULES.get(node.op) if node.output in graph.shapes else None
             maker = _Maker(graph, node, used, producers)
             try:
                 done = rule is not None and rule(maker)
@@ -58,11 +59,10 @@ class _Maker:
         self.used = used
         self.nodes: list[Node] = []
 
-    def op(self, kind: str, *inputs: str, **attrs: Any) -> str:
+    def op(self, kind: str, *inputs: str, domain: str = "", **attrs: Any) -> str:
         output = fresh_name(self.used, f"{self.node.output}__{kind.lower()}")
-        self.nodes.append(
-            Node(kind, f"{self.node.name}/{kind.lower()}{len(self.nodes)}", list(inputs), [output], attrs)
-        )
+        name = f"{self.node.name}/{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(Node(kind, name, list(inputs), [output], attrs, domain))
         return output
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
@@ -250,13 +250,13 @@ def _reshape(maker: _Maker) -> bool:
     """reshape(reshape(x)) = reshape(x), and lift(f(x)) = f(lift(x)) for elementwise f in front of one dimension."""
     node, graph = maker.node, maker.graph
     first = maker.producers.get(node.inputs[0])
-    if first is None or first.domain:
+    if first is None:
         return False
     shape = graph.shapes[first.output]
     if first.op == "Reshape":
         maker.op("Reshape", first.inputs[0], shape=graph.shapes[node.output])
         return True
-    if len(shape) != 3 or graph.shapes[node.output] != _lifted(shape) or first.op not in _ELEMENTWISE:
+    if len(shape) != 3 or graph.shapes[node.output] != _lifted(shape) or first.op not in ELEMENTWISE:
         return False
     chain: dict[str, Node] = {}
     pending = [first]
@@ -264,51 +264,65 @@ def _reshape(maker: _Maker) -> bool:
         each = pending.pop()
         chain[each.output] = each
         above = [maker.producers.get(name) for name in each.inputs]
-        pending += [n for n in above if n and n.op in _ELEMENTWISE and n.output not in chain and not n.domain]
+        pending += [n for n in above if n and n.op in ELEMENTWISE and n.output not in chain]
     lifted: dict[str, str] = {}
     for each in graph.nodes:
-        if each.output in chain:
-            inputs = [_lifted_input(maker, each, index, lifted) for index in range(len(each.inputs))]
-            if not all(name or not each.inputs[index] for index, name in enumerate(inputs)):
-                maker.nodes = []
-                return False
-            lifted[each.output] = maker.op(each.op, *inputs, **each.attrs)
+        if each.output in chain and not _lift(maker, each, lifted):
+            maker.nodes = []
+            return False
     return True
-
-
-def _lifted_input(maker: _Maker, node: Node, index: int, lifted: dict[str, str]) -> str:
-    """An input of an elementwise node as [N, C, 1, L]; "" if that cannot be. ``lifted`` has what was made already."""
-    name, graph = node.inputs[index], maker.graph
-    if not name or (index > 0 and node.op in ("BatchNormalization", "Clip")):
-        return name
-    if name not in lifted:
-        if name in graph.constants:
-            value = graph.constants[name]
-            full = value.reshape((1,) * (3 - value.ndim) + value.shape)
-            lifted[name] = maker.constant(full[:, :, np.newaxis], value.dtype)
-        elif graph.shapes[name] == graph.shapes[node.output]:
-            lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name]))
-        else:
-            return ""
-    return lifted[name]
 
 
 def _elementwise_on_lifted(maker: _Maker) -> bool:
-    """f(reshape(x)) = reshape(f(x)) for an [N, C, L] that a one-dimensional window made, so that chains stay whole."""
+    """f(reshape(x)) = reshape(f(x)) for an [N, C, L] that a one-dimensional window made, so that chains stay whole.
+
+    Thresholds of channels on axis 1 run only on maps.
+    """
     node, after = maker.node, maker.graph.shapes[maker.node.output]
-    if len(after) != 3 or not any(maker.is_flattened(name) for name in node.inputs):
+    if len(after) != 3:
+        return False
+    wants_map = node.op == "MultiThreshold" and threshold_axis(node.attrs["data_layout"], 3) == 1
+    if not wants_map and not any(maker.is_flattened(name) for name in node.inputs):
         return False
     lifted: dict[str, str] = {}
-    inputs = [_lifted_input(maker, node, index, lifted) for index in range(len(node.inputs))]
-    if not all(name or not node.inputs[index] for index, name in enumerate(inputs)):
+    if not _lift(maker, node, lifted):
         maker.nodes = []
         return False
-    maker.op("Reshape", maker.op(node.op, *inputs, **node.attrs), shape=after)
+    maker.op("Reshape", lifted[node.output], shape=after)
     return True
 
 
-# One output value depends on one value of each input of the same place, and on constants.
-_ELEMENTWISE = ELEMENTWISE - {"BipolarQuant", "Quant", "QuantizeLinear", "DequantizeLinear"}
+def _lift(maker: _Maker, node: Node, lifted: dict[str, str]) -> bool:
+    """Makes an elementwise node on [N, C, 1, L]; whether that can be. ``lifted`` has, and gains, what was made."""
+    attrs, graph = dict(node.attrs), maker.graph
+    if node.op == "MultiThreshold":
+        layout = {1: "NCHW", 2: "NHWC"}.get(threshold_axis(attrs["data_layout"], 3))
+        if layout is None:
+            return False
+        attrs["data_layout"] = layout
+    elif node.op in ("QuantizeLinear", "DequantizeLinear") and attrs["axis"] == 2:
+        attrs["axis"] = 3
+    inputs = list(node.inputs)
+    for index, name in enumerate(inputs):
+        if not name or (index > 0 and node.op in _WITH_VECTORS) or graph.constants.get(name, _NO_ARRAY).size == 1:
+            continue
+        if name not in lifted:
+            if name in graph.constants:
+                value = graph.constants[name]
+                full = value.reshape((1,) * (3 - value.ndim) + value.shape)
+                lifted[name] = maker.constant(full[:, :, np.newaxis], value.dtype)
+            elif graph.shapes[name] == graph.shapes[node.output]:
+                lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name]))
+            else:
+                return False
+        inputs[index] = lifted[name]
+    lifted[node.output] = maker.op(node.op, *inputs, domain=node.domain, **attrs)
+    return True
+
+
+_NO_ARRAY = np.zeros(0)
+# Their inputs behind the first have shapes of their own, whatever the first one's.
+_WITH_VECTORS = frozenset({"BatchNormalization", "Clip", "DequantizeLinear", "MultiThreshold", "QuantizeLinear"})
 
 _RULES: dict[str, Callable[[_Maker], bool]] = {
     "LayerNormalization": _layer_normalization,
@@ -318,7 +332,7 @@ _RULES: dict[str, Callable[[_Maker], bool]] = {
     "Resize": _resize,
     "Pad": _mirrored_pad,
     "ConvTranspose": _conv_transpose,
-    **dict.fromkeys(_ELEMENTWISE, _elementwise_on_lifted),
+    **dict.fromkeys(ELEMENTWISE, _elementwise_on_lifted),
     "Reshape": _reshape,
     "Conv": _one_dimensional,
     "MaxPool": _one_dimensional,

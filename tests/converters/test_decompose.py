@@ -245,6 +245,64 @@ def test_a_binary_network_of_one_dimension_stays_binary(tmp_path: Path) -> None:
     assert [kind for kind in kinds(report) if "conv" in kind] == ["binary conv", "binary conv"]
 
 
+QONNX = "qonnx.custom_op.general"
+
+
+def quantized(net: Net, x: str, kind: str) -> str:
+    """A quantizer of 2 bits at most on [N, 16, L] sums."""
+    channels = np.asarray([2.0, 4.0, 6.0, 3.0] * 4)
+    if kind.startswith("MultiThreshold"):
+        layout = kind.partition(" ")[2]
+        rows = {"NCW": 16, "NWC": 10, "": 1}[layout]
+        thresholds = net.constant(np.sort(net.rng.normal(size=(rows, 3)) * 8, axis=1))
+        return net.op("MultiThreshold", x, thresholds, domain=QONNX, data_layout=layout, out_dtype="UINT2")
+    if kind.startswith("Quantize"):
+        scale, zero = (channels, np.zeros(16)) if "channel" in kind else (4.0, 0.0)
+        parameters = [net.constant(scale), net.constant(zero, np.int8)]
+        bounds = [net.constant(bound, np.int8) for bound in (-1, 1)]
+        clipped = net.op("Clip", net.op("QuantizeLinear", x, *parameters, axis=1), *bounds)
+        return net.op("DequantizeLinear", clipped, *parameters, axis=1)
+    if kind == "BipolarQuant":
+        return net.op("BipolarQuant", x, net.constant(0.5), domain=QONNX)
+    scale = net.constant(channels[:4].repeat(4)[:, None] if "channel" in kind else 2.0)
+    bits = net.constant(4.0 if kind == "Trunc" else 2.0)
+    attributes = {"domain": QONNX, "signed": 0, "narrow": 0}
+    x = net.op("Quant", x, scale, net.constant(0.0), bits, rounding_mode="ROUND", **attributes)
+    if kind != "Trunc":
+        return x
+    return net.op("Trunc", x, scale, net.constant(0.0), bits, net.constant(8.0), net.constant(2.0), **attributes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("BipolarQuant", ["binary conv", "binary conv"]),
+        ("Quant", ["binary conv", "1-bit x 2-bit conv"]),
+        ("Quant by channel", ["binary conv", "float conv"]),
+        ("Trunc", ["binary conv", "1-bit x 2-bit conv"]),
+        ("MultiThreshold", ["binary conv", "1-bit x 2-bit conv"]),
+        ("MultiThreshold NCW", ["binary conv", "1-bit x 2-bit conv"]),
+        ("MultiThreshold NWC", ["binary conv", "float conv"]),
+        ("QuantizeLinear", ["binary conv", "1-bit x 2-bit conv"]),
+        ("QuantizeLinear by channel", ["binary conv", "1-bit x 4-bit conv"]),
+    ],
+)
+def test_quantizers_of_one_dimension_are_those_of_maps(kind: str, layers: list[str], tmp_path: Path) -> None:
+    net = Net(("N", 16, 10), seed=9)
+    signs = net.op("BipolarQuant", "x", net.constant(1.0), domain=QONNX)
+    hidden = quantized(net, net.conv(signs, net.signs(16, 16, 3), pads=[1, 1]), kind)
+    output = net.conv(hidden, net.signs(8, 16, 3), pads=[1, 1])
+    report = check(net.model(output, (QONNX,)), tmp_path, np.rint(2 * floats(3, 16, 10)))
+    assert [kind for kind in kinds(report) if kind.endswith("conv")] == layers
+
+
+def test_thresholds_of_channels_on_a_sequence(tmp_path: Path) -> None:
+    """Channels on axis 1 without a convolution near."""
+    net = Net(("N", 16, 10), seed=2)
+    output = quantized(net, "x", "MultiThreshold NCW")
+    check(net.model(output, (QONNX,)), tmp_path, 8 * floats(3, 16, 10))
+
+
 def test_a_transposed_convolution_of_signs_runs_on_bits(tmp_path: Path) -> None:
     """The zeros between the signs are a third value."""
     net = Net(("N", 4, 6, 6))
