@@ -25,6 +25,8 @@ ELEMENTWISE = frozenset(
 )
 # One of them is in every quantizer of more than a few levels.
 _ROUNDING = frozenset("Cast Ceil Floor MultiThreshold Quant QuantizeLinear Round Trunc".split())
+# Those whose inputs all broadcast alike; the others have parameters that run along an axis.
+POINTWISE = ELEMENTWISE - {"BatchNormalization", "DequantizeLinear", "MultiThreshold", "QuantizeLinear"}
 Reader = Callable[[Array], Levels | str]
 _CHUNK = 1 << 22  # values evaluated at a time
 # (sign(x) - x) + x misses +-1 by the rounding of a number as large as x: that many half units in its last place.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .chains import ELEMENTWISE, Steps
+from .chains import POINTWISE, Steps
 from .evaluate import evaluate_node
 from .graph import Array, Graph, Node
 from .values import MAX_LEVELS
@@ -15,9 +15,6 @@ from .values import MAX_LEVELS
 _MOVES = frozenset(
     "Concat Expand Gather GlobalMaxPool Identity MaxPool Pad ReduceMax ReduceMin Reshape Slice Split Transpose".split()
 )
-# An element of the result depends on one element of each input, and on nothing else. Of those with parameters along an
-# axis, a channel has only some combinations.
-_POINTWISE = ELEMENTWISE - {"BatchNormalization", "DequantizeLinear", "QuantizeLinear"}
 _MAX_DEPTH = 64
 
 
@@ -45,7 +42,7 @@ def few_values(graph: Graph, tensor: str, steps_of: Callable[[str], Steps | str]
             steps = steps_of(name)
             if isinstance(steps, Steps):
                 return steps.values
-        if node.op not in _MOVES | _POINTWISE:
+        if node.op not in _MOVES | POINTWISE:
             return None
         parts: list[Array] = []
         for source in _sources(node):
@@ -53,7 +50,7 @@ def few_values(graph: Graph, tensor: str, steps_of: Callable[[str], Steps | str]
             if values is None:
                 return None
             parts.append(values)
-        if node.op in _POINTWISE:
+        if node.op in POINTWISE:
             return _combined(graph, node, parts)
         if node.op == "Pad" and len(parts) == 1 and node.attrs["mode"] == "constant" and any(node.attrs["pads"]):
             parts.append(np.zeros(1, np.float32))
@@ -64,7 +61,7 @@ def few_values(graph: Graph, tensor: str, steps_of: Callable[[str], Steps | str]
 
 def _sources(node: Node) -> list[str]:
     """The inputs whose values the result can have; a Pad's second is the value that it writes."""
-    names = node.inputs if node.op in _POINTWISE or node.op in ("Concat", "Pad") else node.inputs[:1]
+    names = node.inputs if node.op in POINTWISE or node.op in ("Concat", "Pad") else node.inputs[:1]
     return [name for name in names if name]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
-from ..graph import Graph, Node
+from ..chains import POINTWISE
+from ..graph import Graph, Node, Shape
 from ..integer_ops import MICROSOFT_DOMAIN
 from .base import NodeBuilder, PassContext, PassResult, RuleError, fresh_name, tensor_names
 
@@ -186,48 +188,116 @@ class ExpandDynamicQuantization:
     ONNX takes the range of the whole tensor. With a batch of one that is the sample's range, and a result may not
     depend on what else is in its batch; so larger batches are computed like batches of one. Asks for the
     shapes that the round before inferred.
+
+    Scale and zero point are scalars in the file and have a value for each sample here. So has what is made of them and
+    of constants alone, such as the product with a weight's scale: a tensor of shape S becomes one of shape
+    [N, 1, ..., S]. The ones bring it to the rank of the tensor that it meets, whatever moved that one. Such tensors get
+    new names, since they are not those of the file.
     """
 
     name = "expand_dynamic_quantization"
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
-        nodes: list[Node] = []
-        modified = False
-        renamed: dict[str, str] = {}
-        for node in graph.nodes:
-            node.inputs = [renamed.get(name, name) for name in node.inputs]
-            found = node.op == "DynamicQuantizeLinear" and not node.domain
-            reason = self.check(graph, node) if found else ""
-            if reason:
-                context.problems.add_node(node, reason)
-                continue
-            known = found and node.inputs[0] in graph.shapes
-            nodes += self.rewrite(graph, node, renamed) if known else [node]
-            modified |= found  # the next round knows the shape, or has a problem to report
-        graph.nodes = nodes
-        return PassResult(modified)
-
-    def check(self, graph: Graph, node: Node) -> str:
-        """Why it cannot be expanded, or ""."""
-        handed_out = [name for name in node.outputs[1:] if name in graph.outputs]
-        return f"'{handed_out[0]}', which has no batch axis, is a model output" if handed_out else ""
-
-    def rewrite(self, graph: Graph, node: Node, renamed: dict[str, str]) -> list[Node]:
-        """Scale and zero point get new names: with a value for each sample they are not the tensors of the file."""
+        dynamic = [node for node in graph.nodes if node.op == "DynamicQuantizeLinear" and not node.domain]
+        if not dynamic:
+            return PassResult(False)
+        scales = {node.outputs[1] for node in dynamic}
+        known = all(node.inputs[0] in graph.shapes for node in dynamic)
         used = tensor_names(graph)
-        build = NodeBuilder(node, lambda wanted: fresh_name(used, wanted), graph.constants)
-        x = node.inputs[0]
-        y, y_scale, y_zero = node.outputs
-        axes = list(range(1, len(graph.shapes[x])))
-        zero, top = (build.constant(np.asarray(value, np.float32)) for value in (0.0, 255.0))
-        low = build.add("Min", build.add("ReduceMin", x, axes=axes, keepdims=1), zero)
-        high = build.add("Max", build.add("ReduceMax", x, axes=axes, keepdims=1), zero)
-        span = build.add("Div", build.add("Sub", high, low), top)
-        # A sample of zeros alone: any scale gives zeros.
-        scale = build.add("Max", span, build.constant(np.asarray(_TINY, np.float32)))
-        offset = build.add("Div", build.add("Sub", zero, low), scale)
-        offset = build.add("Clip", build.add("Round", offset), zero, top)
-        shifted = build.add("Add", build.add("Round", build.add("Div", x, scale)), offset)
-        renamed |= {y_scale: scale, y_zero: offset}
-        build.add("Clip", shifted, zero, top, output=y)
-        return build.nodes
+        of_samples: dict[str, _OfSamples] = {}
+        nodes: list[Node] = []
+        for node in graph.nodes:
+            build = NodeBuilder(node, lambda wanted: fresh_name(used, wanted), graph.constants)
+            try:
+                if node.op == "DequantizeLinear" and node.inputs[1] in scales:
+                    nodes += build.end("Mul", _centred(build, node.inputs[0], node.inputs[2]), node.inputs[1])
+                elif known and node.op == "DynamicQuantizeLinear" and not node.domain:
+                    nodes += _quantized_by_sample(build, graph, of_samples)
+                elif any(name in of_samples for name in node.inputs):
+                    nodes += _with_ranges(build, graph, of_samples)
+                else:
+                    nodes.append(node)
+            except RuleError as error:
+                context.problems.add_node(node, str(error))
+        graph.nodes = nodes
+        return PassResult(True)  # the next round knows the shapes, or has a problem to report
+
+
+@dataclass(frozen=True)
+class _OfSamples:
+    """What stands for a tensor that the file makes of scales and zero points: its name, its own shape and the file's.
+
+    Ones in front of the file's shape are left out.
+    """
+
+    name: str
+    shape: Shape
+    in_file: Shape
+
+
+def _require_inner(graph: Graph, names: list[str]) -> None:
+    for name in names:
+        if name in graph.outputs:
+            raise RuleError(f"'{name}', which has no batch axis, is a model output")
+
+
+def _quantized_by_sample(build: NodeBuilder, graph: Graph, of_samples: dict[str, _OfSamples]) -> list[Node]:
+    x = build.node.inputs[0]
+    y, y_scale, y_zero = build.node.outputs
+    _require_inner(graph, [y_scale, y_zero])
+    rank = len(graph.shapes[x])
+    axes = list(range(1, rank))
+    zero, top = (build.constant(np.asarray(value, np.float32)) for value in (0.0, 255.0))
+    low = build.add("Min", build.add("ReduceMin", x, axes=axes, keepdims=1), zero)
+    high = build.add("Max", build.add("ReduceMax", x, axes=axes, keepdims=1), zero)
+    span = build.add("Div", build.add("Sub", high, low), top)
+    # A sample of zeros alone: any scale gives zeros.
+    scale = build.add("Max", span, build.constant(np.asarray(_TINY, np.float32)))
+    offset = build.add("Div", build.add("Sub", zero, low), scale)
+    offset = build.add("Clip", build.add("Round", offset), zero, top)
+    shifted = build.add("Add", build.add("Round", build.add("Div", x, scale)), offset)
+    shape: Shape = (graph.shapes[x][0], *[1] * (rank - 1))
+    of_samples |= {y_scale: _OfSamples(scale, shape, ()), y_zero: _OfSamples(offset, shape, ())}
+    build.add("Clip", shifted, zero, top, output=y)
+    return build.nodes
+
+
+def _with_ranges(build: NodeBuilder, graph: Graph, of_samples: dict[str, _OfSamples]) -> list[Node]:
+    """The node with what stands for its operands; it gives a tensor of the file, or one of ranges and constants."""
+    node = build.node
+    ranges = [name for name in node.inputs if name in of_samples]
+    if node.op not in POINTWISE:
+        raise RuleError(f"'{ranges[0]}' differs between samples, which only an elementwise operator can take")
+    if node.output not in graph.shapes:
+        return [node]  # behind a node that failed
+    shape = graph.shapes[node.output]
+    others = [name for name in node.inputs if name and name not in of_samples and name not in graph.constants]
+    if others and not any(len(graph.shapes[name]) == len(shape) for name in others):
+        raise RuleError(f"'{ranges[0]}' differs between samples, but no other operand has a batch axis")
+    of_ranges = not others
+    if of_ranges:
+        _require_inner(graph, [node.output])
+        batch = of_samples[ranges[0]].shape[0]
+        in_file = _without_leading_ones(shape)
+        shape = (batch, *(in_file or (1,)))
+    for index, name in enumerate(node.inputs):
+        if name in of_samples:
+            node.inputs[index] = _of_rank(build, of_samples[name], len(shape))
+    if of_ranges:
+        of_samples[node.output] = _OfSamples(build.fresh(f"{node.output}__of_sample"), shape, in_file)
+        node.outputs = [of_samples[node.output].name]
+    return [*build.nodes, node]
+
+
+def _without_leading_ones(shape: Shape) -> Shape:
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _of_rank(build: NodeBuilder, tensor: _OfSamples, rank: int) -> str:
+    ones = rank - 1 - len(tensor.in_file)
+    if ones < 0:
+        raise RuleError(f"'{tensor.name}' has the axes {list(tensor.in_file)} for each sample, too many to broadcast")
+    wanted: Shape = (tensor.shape[0], *[1] * ones, *tensor.in_file)
+    return tensor.name if wanted == tensor.shape else build.add("Reshape", tensor.name, shape=wanted)

@@ -252,10 +252,8 @@ def _quantize_linear(inputs: RuleInputs) -> list[Typed]:
 
 
 def _dynamic_quantize_linear(inputs: RuleInputs) -> list[Typed]:
-    """Only until it is expanded: for each sample by itself, so scale and zero point are [N, 1, ...]."""
-    shape = inputs.shape(0)
-    of_sample = (shape[0], *[1] * (len(shape) - 1))
-    return [(shape, _UINT8), (of_sample, np.dtype(np.float32)), (of_sample, _UINT8)]
+    """Only until it is expanded."""
+    return [(inputs.shape(0), _UINT8), ((), np.dtype(np.float32)), ((), _UINT8)]
 
 
 def _qonnx(inputs: RuleInputs) -> list[Typed]:

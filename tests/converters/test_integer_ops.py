@@ -110,6 +110,35 @@ def test_a_dynamic_range_is_that_of_each_sample(batch: int | str, tmp_path: Path
     np.testing.assert_array_equal(tac_engine.load(target).run({"x": x})["t4"], single)
 
 
+@pytest.mark.parametrize("move", ["", "Flatten", "Transpose"])
+@pytest.mark.parametrize("reader", ["DequantizeLinear", "MatMulInteger", "MatMulInteger, scales of columns"])
+def test_a_dynamic_range_reaches_its_tensor_wherever_that_was_moved(move: str, reader: str, tmp_path: Path) -> None:
+    net = Net(("N", 4, 5, 3))
+    net.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"))
+    codes = "q" if not move else net.op(move, "q", **({"perm": [0, 2, 3, 1]} if move == "Transpose" else {}))
+    if reader == "DequantizeLinear":
+        output = net.op("DequantizeLinear", codes, "s", "z")
+    else:
+        rows = {"": 3, "Flatten": 60, "Transpose": 4}[move]
+        sums = net.op("MatMulInteger", codes, net.constant(net.rng.integers(-64, 64, (rows, 7)), np.int8), "z")
+        weight_scale = net.constant(net.rng.uniform(0.01, 0.1, (1, 7)) if "columns" in reader else 0.03)
+        scales = net.op("Mul", "s", weight_scale)
+        output = net.op("Mul", net.op("Cast", sums, to=TensorProto.FLOAT), scales)
+    x = np.random.default_rng(1).normal(size=(3, 4, 5, 3)).astype(np.float32) * f32([1, 10, 0.1]).reshape(3, 1, 1, 1)
+    check(net.model(output), tmp_path, x)
+
+
+def test_a_dynamic_range_goes_into_elementwise_operators_only(tmp_path: Path) -> None:
+    net = Net(("N", 4, 5, 3))
+    net.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="dynamic"))
+    scale = net.op("Concat", net.op("Reshape", "s", net.constant([1], np.int64)), net.constant([2.0, 3.0]), axis=0)
+    output = net.op("Mul", net.op("DequantizeLinear", "q", "s", "z"), scale)
+    with pytest.raises(
+        tac_engine.UnsupportedModelError, match="'s' differs between samples, which only an elementwise"
+    ):
+        convert(net.model(output), tmp_path)
+
+
 @pytest.mark.parametrize("op", ["Add", "Mul", "Sub"])
 def test_arithmetic_that_wraps_around_is_refused(op: str, tmp_path: Path) -> None:
     net = Net(("N", 6))
