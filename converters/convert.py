@@ -17,7 +17,7 @@ from .graph import Array, Graph
 from .lowering import lower
 from .onnx_import import import_model
 from .report import ConversionReport
-from .rewrites import integer_sums, split_layers
+from .rewrites import integer_sums, split_layers, token_layers
 
 PathLike = str | os.PathLike[str]
 
@@ -77,6 +77,8 @@ def convert(
     luts, channels_first = _preprocessing(graph, mean, std, scale, input_layout)
     report_progress("analysing", 0.2)
     analysis = analyse(graph)
+    if token_layers(analysis):
+        analysis = analyse(graph)
     split = split_layers(analysis)
     if split.notes:
         analysis = analyse(graph)

@@ -70,15 +70,12 @@ class _Maker:
         self.graph.constants[name] = np.asarray(value, dtype)
         return name
 
-    def is_flattened(self, name: str) -> bool:
-        """Whether a Reshape made ``name`` [N, C, L] of [N, C, 1, L]."""
+    def flattened_axis(self, name: str) -> int | None:
+        """The axis of size 1 that a Reshape to ``name``, of rank 3, took out."""
         node = self.producers.get(name)
-        return (
-            node is not None
-            and node.op == "Reshape"
-            and self.graph.shapes.get(node.inputs[0], ())[2:3] == (1,)
-            and (self.graph.shapes[node.inputs[0]] == _lifted(self.graph.shapes[name]))
-        )
+        if node is None or node.op != "Reshape" or node.inputs[0] not in self.graph.shapes:
+            return None
+        return _lift_axis(self.graph.shapes[name], self.graph.shapes[node.inputs[0]])
 
     def shape(self, index: int = 0) -> Shape:
         return self.graph.shapes[self.node.inputs[index]]
@@ -223,9 +220,14 @@ def _conv_transpose(maker: _Maker) -> bool:
     return True
 
 
-def _lifted(shape: Shape) -> Shape:
-    """[N, C, L] as [N, C, 1, L]."""
-    return (*shape[:2], 1, shape[2])
+def _lifted(shape: Shape, axis: int) -> Shape:
+    """[N, C, L] as [N, C, 1, L], for a one-dimensional window, or tokens [N, T, C] as a row [N, 1, T, C]."""
+    return (*shape[:axis], 1, *shape[axis:])
+
+
+def _lift_axis(flat: Shape, lifted: Shape) -> int | None:
+    """The axis of size 1, 2 or 1, that makes ``lifted`` of ``flat``."""
+    return next((axis for axis in (2, 1) if len(flat) == 3 and lifted == _lifted(flat, axis)), None)
 
 
 def _one_dimensional(maker: _Maker) -> bool:
@@ -238,7 +240,7 @@ def _one_dimensional(maker: _Maker) -> bool:
         attrs[name] = [first, *attrs[name]]
     begin, end = attrs["pads"]
     attrs["pads"] = [0, begin, 0, end]
-    inputs = [maker.op("Reshape", node.inputs[0], shape=_lifted(shape)), *node.inputs[1:]]
+    inputs = [maker.op("Reshape", node.inputs[0], shape=_lifted(shape, 2)), *node.inputs[1:]]
     if node.op == "Conv":
         weight = maker.weights(1, "weight")
         inputs[1] = maker.constant(weight[:, :, np.newaxis], weight.dtype)
@@ -247,7 +249,7 @@ def _one_dimensional(maker: _Maker) -> bool:
 
 
 def _reshape(maker: _Maker) -> bool:
-    """reshape(reshape(x)) = reshape(x), and lift(f(x)) = f(lift(x)) for elementwise f in front of one dimension."""
+    """reshape(reshape(x)) = reshape(x), and lift(f(x)) = f(lift(x)) for elementwise f."""
     node, graph = maker.node, maker.graph
     first = maker.producers.get(node.inputs[0])
     if first is None:
@@ -256,7 +258,8 @@ def _reshape(maker: _Maker) -> bool:
     if first.op == "Reshape":
         maker.op("Reshape", first.inputs[0], shape=graph.shapes[node.output])
         return True
-    if len(shape) != 3 or graph.shapes[node.output] != _lifted(shape) or first.op not in ELEMENTWISE:
+    axis = _lift_axis(shape, graph.shapes[node.output])
+    if axis is None or not _can_lift(maker, first, axis):
         return False
     chain: dict[str, Node] = {}
     pending = [first]
@@ -264,65 +267,87 @@ def _reshape(maker: _Maker) -> bool:
         each = pending.pop()
         chain[each.output] = each
         above = [maker.producers.get(name) for name in each.inputs]
-        pending += [n for n in above if n and n.op in ELEMENTWISE and n.output not in chain]
+        pending += [n for n in above if n and n.output not in chain and _can_lift(maker, n, axis)]
     lifted: dict[str, str] = {}
     for each in graph.nodes:
-        if each.output in chain and not _lift(maker, each, lifted):
-            maker.nodes = []
-            return False
+        if each.output in chain:
+            _lift(maker, each, axis, lifted)
     return True
 
 
 def _elementwise_on_lifted(maker: _Maker) -> bool:
-    """f(reshape(x)) = reshape(f(x)) for an [N, C, L] that a one-dimensional window made, so that chains stay whole.
+    """f(reshape(x)) = reshape(f(x)) for a tensor that was lifted for the layer before, so that chains stay whole.
 
-    Thresholds of channels on axis 1 run only on maps.
+    What has constants of channels on axis 1 runs only on maps.
     """
     node, after = maker.node, maker.graph.shapes[maker.node.output]
     if len(after) != 3:
         return False
-    wants_map = node.op == "MultiThreshold" and threshold_axis(node.attrs["data_layout"], 3) == 1
-    if not wants_map and not any(maker.is_flattened(name) for name in node.inputs):
+    axes = (maker.flattened_axis(name) for name in node.inputs)
+    wants_map = node.op in _ON_MAPS and _channel_axis(node) == 1
+    axis = 2 if wants_map else next((axis for axis in axes if axis is not None), None)
+    if axis is None or not _can_lift(maker, node, axis):
         return False
-    lifted: dict[str, str] = {}
-    if not _lift(maker, node, lifted):
-        maker.nodes = []
-        return False
-    maker.op("Reshape", lifted[node.output], shape=after)
+    maker.op("Reshape", _lift(maker, node, axis, {}), shape=after)
     return True
 
 
-def _lift(maker: _Maker, node: Node, lifted: dict[str, str]) -> bool:
-    """Makes an elementwise node on [N, C, 1, L]; whether that can be. ``lifted`` has, and gains, what was made."""
-    attrs, graph = dict(node.attrs), maker.graph
+def _channel_axis(node: Node) -> int | None:
+    """The axis of [N, ., .] that an elementwise node with vectors of constants has them along."""
     if node.op == "MultiThreshold":
-        layout = {1: "NCHW", 2: "NHWC"}.get(threshold_axis(attrs["data_layout"], 3))
-        if layout is None:
-            return False
-        attrs["data_layout"] = layout
-    elif node.op in ("QuantizeLinear", "DequantizeLinear") and attrs["axis"] == 2:
-        attrs["axis"] = 3
-    inputs = list(node.inputs)
-    for index, name in enumerate(inputs):
-        if not name or (index > 0 and node.op in _WITH_VECTORS) or graph.constants.get(name, _NO_ARRAY).size == 1:
+        return threshold_axis(node.attrs["data_layout"], 3)
+    return 1 if node.op == "BatchNormalization" else node.attrs.get("axis")
+
+
+def _can_lift(maker: _Maker, node: Node, axis: int) -> bool:
+    """Whether an elementwise node gives the same when ``axis``, of size 1, is put into its inputs."""
+    if node.op not in ELEMENTWISE:
+        return False
+    channels = _channel_axis(node)
+    if node.op in _ON_MAPS and channels is not None and channels + (channels >= axis) not in _ON_MAPS[node.op]:
+        return False
+    graph = maker.graph
+    tensors = [node.inputs[place] for place in _broadcast(node) if node.inputs[place] not in graph.constants]
+    return all(graph.shapes[name] == graph.shapes[node.output] for name in tensors)
+
+
+def _broadcast(node: Node) -> list[int]:
+    """The places of the inputs that are broadcast to the output."""
+    count = 1 if node.op in _WITH_VECTORS else len(node.inputs)
+    return [place for place, name in enumerate(node.inputs[:count]) if name]
+
+
+def _lift(maker: _Maker, node: Node, axis: int, lifted: dict[str, str]) -> str:
+    """An elementwise node on inputs with the new axis; ``lifted`` has, and gains, by name what was made."""
+    attrs, graph, inputs = dict(node.attrs), maker.graph, list(node.inputs)
+    channels = _channel_axis(node)
+    if channels is not None and channels >= axis:
+        if node.op == "MultiThreshold":
+            attrs["data_layout"] = "NHWC"
+        elif node.op != "BatchNormalization":
+            attrs["axis"] = channels + 1
+    elif node.op == "MultiThreshold":
+        attrs["data_layout"] = "NCHW"
+    for place in _broadcast(node):
+        name = inputs[place]
+        if graph.constants.get(name, _NO_ARRAY).size == 1:
             continue
-        if name not in lifted:
-            if name in graph.constants:
-                value = graph.constants[name]
-                full = value.reshape((1,) * (3 - value.ndim) + value.shape)
-                lifted[name] = maker.constant(full[:, :, np.newaxis], value.dtype)
-            elif graph.shapes[name] == graph.shapes[node.output]:
-                lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name]))
-            else:
-                return False
-        inputs[index] = lifted[name]
+        if name not in lifted and name in graph.constants:
+            value = graph.constants[name]
+            full = value.reshape((1,) * (3 - value.ndim) + value.shape)
+            lifted[name] = maker.constant(np.expand_dims(full, axis), value.dtype)
+        elif name not in lifted:
+            lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name], axis))
+        inputs[place] = lifted[name]
     lifted[node.output] = maker.op(node.op, *inputs, domain=node.domain, **attrs)
-    return True
+    return lifted[node.output]
 
 
 _NO_ARRAY = np.zeros(0)
 # Their inputs behind the first have shapes of their own, whatever the first one's.
 _WITH_VECTORS = frozenset({"BatchNormalization", "Clip", "DequantizeLinear", "MultiThreshold", "QuantizeLinear"})
+# On maps [N, C, H, W], their channels must be on one of these axes.
+_ON_MAPS = {"BatchNormalization": (1,), "MultiThreshold": (1, 3)}
 
 _RULES: dict[str, Callable[[_Maker], bool]] = {
     "LayerNormalization": _layer_normalization,

@@ -56,6 +56,7 @@ class LoweredConvolutions:
         batch, rows, columns, channels = graph.shapes[source]
         shapes = {map_: (batch, channels, rows, columns)}
         sums = build.add("Conv", map_, build.constant(np.ascontiguousarray(filters)), "", group=1, **attrs)
+        build.nodes[-1].name = node.name
         batch, rows, columns, outputs = graph.shapes[node.output]
         shapes[sums] = (batch, outputs, rows, columns)
         for each in build.nodes:
@@ -63,4 +64,5 @@ class LoweredConvolutions:
             for name in each.inputs:
                 if name in graph.constants:
                     graph.shapes[name], graph.dtypes[name] = filters.shape, filters.dtype
-        return build.end("Transpose", sums, perm=_TO_CHANNELS_LAST)
+        build.add("Transpose", sums, output=node.output, perm=_TO_CHANNELS_LAST)
+        return build.nodes
