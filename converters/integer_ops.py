@@ -1,8 +1,9 @@
 """Operators on integer tensors, those of ONNX and of the domain com.microsoft, by their definitions on numpy arrays.
 
 q, s and z below are the integers, the scale and the zero point of a tensor that stands for s * (q - z). A result is
-``saturate(rint(value) + z)``, ties to even, as QuantizeLinear has it and ONNX Runtime computes it. Sums of products are
-exact; the factor behind them is the float32 ``s_x * s_w / s_y``.
+``saturate(rint(value) + z)``, ties to even, as QuantizeLinear has it and ONNX Runtime computes it; QLinearAdd and
+QLinearMul round the sum, ``saturate(rint(value + z))``. Sums of products are exact; the factor behind them is the
+float32 ``s_x * s_w / s_y``.
 
 Definitions: https://onnx.ai/onnx/operators and https://github.com/microsoft/onnxruntime, docs/ContribOperators.md.
 """
@@ -41,6 +42,11 @@ def saturate(values: Array, zero_point: Array) -> Array:
         raise TypeError(f"a zero point of an integer type is expected, found {zero_point.dtype}")
     shifted = np.rint(values) + zero_point.astype(values.dtype)
     return np.asarray(np.clip(shifted, *limits).astype(zero_point.dtype))
+
+
+def _saturate_sum(values: Array, zero_point: Array) -> Array:
+    """``rint(values + zero_point)`` in the zero point's type, clipped to it: a tie falls as the sum has it."""
+    return saturate(values + zero_point.astype(values.dtype), np.zeros((), zero_point.dtype))
 
 
 def dequantize(x: Array, scale: Array, zero_point: Array | None, axis: int = 0, block_size: int = 0) -> Array:
@@ -156,6 +162,18 @@ def _by_floats(compute: Callable[..., Array]) -> Callable[[dict[str, Any], Input
     return run
 
 
+def _q_linear_add(attrs: dict[str, Any], inputs: Inputs) -> list[Array]:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (_needed(inputs, index) for index in range(8))
+    return [_saturate_sum((dequantize(a, a_scale, a_zero) + dequantize(b, b_scale, b_zero)) / y_scale, y_zero)]
+
+
+def _q_linear_mul(attrs: dict[str, Any], inputs: Inputs) -> list[Array]:
+    """The product of the integers times ``s_a * s_b / s_y``."""
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = (_needed(inputs, index) for index in range(8))
+    products = (_centred(a, a_zero) * _centred(b, b_zero)).astype(np.float32)
+    return [_saturate_sum(products * (a_scale * b_scale / y_scale), y_zero)]
+
+
 def _leaky_relu(attrs: dict[str, Any], x: Array) -> Array:
     return np.where(x < 0, np.float32(attrs["alpha"]) * x, x)
 
@@ -194,8 +212,8 @@ OPS: dict[str, Callable[[dict[str, Any], Inputs], list[Array]]] = {
     "MatMulInteger": _mat_mul_integer,
     "DynamicQuantizeLinear": _dynamic_quantize_linear,
     "QGemm": _q_gemm,
-    "QLinearAdd": _by_floats(lambda attrs, a, b: a + b),
-    "QLinearMul": _by_floats(lambda attrs, a, b: a * b),
+    "QLinearAdd": _q_linear_add,
+    "QLinearMul": _q_linear_mul,
     "QLinearLeakyRelu": _by_floats(_leaky_relu),
     "QLinearSigmoid": _by_floats(_sigmoid),
     "QLinearSoftmax": _by_floats(_softmax),

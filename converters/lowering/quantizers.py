@@ -36,7 +36,8 @@ class _Arithmetic:
 
     def constant(self, kind: str, value: Array) -> None:
         """A binary op with a constant that broadcasts; left out where it changes nothing."""
-        if np.any(value) or kind not in ("add", "sub"):
+        neutral = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}.get(kind)
+        if neutral is None or np.any(value != neutral):
             self.stored = with_constant(self.lowering, self.node, kind, self.stored, value, False, False)
 
     def clip(self, low: Array, high: Array) -> None:

@@ -22,7 +22,7 @@ class ExpandIntegerOps:
 
     A float32 holds every integer up to 2^24, so the sums are those of the integer operator in any order, as long as
     none is larger; factor, rounding and saturation are the same float32 operations. Operators that are defined on the
-    real values (Add, Sigmoid, ...) become DequantizeLinear, the operator itself, QuantizeLinear.
+    real values (Sigmoid, ...) become DequantizeLinear, the operator itself, QuantizeLinear.
 
     The results of ConvInteger and MatMulInteger are floats here, and a Cast behind them has nothing to do.
     """
@@ -143,6 +143,26 @@ def _of_values(op: str, *names: str) -> Callable[[NodeBuilder, Node], list[Node]
     return rule
 
 
+def _quantized_sum(build: NodeBuilder, values: str, zero_point: str) -> list[Node]:
+    """saturate(rint(value + z)): the zero point is added before rounding."""
+    if zero_point not in build.constants:
+        raise RuleError(f"its zero point '{zero_point}' is computed at run time")
+    total = build.add("Add", values, build.add("Cast", zero_point, to=_FLOAT))
+    zero = build.constant(np.zeros((), build.constants[zero_point].dtype))
+    return build.end("QuantizeLinear", total, build.constant(np.ones((), np.float32)), zero, axis=1)
+
+
+def _q_linear_add(build: NodeBuilder, node: Node) -> list[Node]:
+    left, right = (build.add("DequantizeLinear", *node.inputs[begin : begin + 3], axis=1) for begin in (0, 3))
+    return _quantized_sum(build, build.add("Div", build.add("Add", left, right), node.inputs[6]), node.inputs[7])
+
+
+def _q_linear_mul(build: NodeBuilder, node: Node) -> list[Node]:
+    a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.inputs
+    product = build.add("Mul", _centred(build, a, a_zero), _centred(build, b, b_zero))
+    return _quantized_sum(build, build.add("Mul", product, _factor(build, a_scale, b_scale, y_scale)), y_zero)
+
+
 def _q_linear_softmax(build: NodeBuilder, node: Node) -> list[Node]:
     node.attrs["coerce_to_matrix"] = 0
     return _of_values("Softmax", "axis", "coerce_to_matrix")(build, node)
@@ -170,8 +190,8 @@ _RULES: dict[str, Callable[[NodeBuilder, Node], list[Node]]] = {
     "ConvInteger": _conv_integer,
     "MatMulInteger": _mat_mul_integer,
     "QGemm": _q_gemm,
-    "QLinearAdd": _of_values("Add"),
-    "QLinearMul": _of_values("Mul"),
+    "QLinearAdd": _q_linear_add,
+    "QLinearMul": _q_linear_mul,
     "QLinearLeakyRelu": _of_values("LeakyRelu", "alpha"),
     "QLinearSigmoid": _of_values("Sigmoid"),
     "QLinearSoftmax": _q_linear_softmax,
