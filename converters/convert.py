@@ -103,6 +103,11 @@ def convert(
         )
         for row in report.layers
     ]
+    if graph.half_types:
+        report.notes.append(
+            f"the model's {' and '.join(graph.half_types)} tensors are float32 here, inputs and outputs too: nothing "
+            "is rounded to 16 bits on the way"
+        )
     if explain:
         report.explanations = explain_layers(analysis, emitter.rows)
     report.file_bytes = Path(target).stat().st_size

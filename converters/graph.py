@@ -72,7 +72,8 @@ class Graph:
 
     ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset``
     is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages. ``leveled``:
-    tensors whose levels are no multiples of the values that the model has there, for ``verify``.
+    tensors whose levels are no multiples of the values that the model has there, for ``verify``. ``half_types``: the
+    16-bit floats of the file, float32 here.
 
     ``producers`` and ``positions`` are made when first asked for; passes, which change nodes, do not ask, and rewrites
     call :meth:`replace_nodes`.
@@ -87,6 +88,7 @@ class Graph:
     opset: int
     source: str = ""
     leveled: dict[str, StepOf] = field(default_factory=dict)
+    half_types: tuple[str, ...] = ()
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes ``tensor``; None for inputs and constants."""

@@ -30,6 +30,8 @@ MAX_TENSOR_BYTES = 2**31 - 1
 # Older names of one and the same domain, see qonnx.custom_op.registry.
 CHANNELS_LAST_DOMAIN = "qonnx.custom_op.channels_last"  # ONNX operators on [N, ..., C]
 QONNX_DOMAINS = ("onnx.brevitas", "finn.custom_op.general", "finn", "qonnx")
+# What is read as float32: floats of 16 bits, whose every value is one.
+HALF_TYPES = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}
 MIN_OPSET = 7
 MAX_OPSET = onnx.defs.onnx_opset_version()
 
@@ -43,7 +45,10 @@ class RawInput:
 
 @dataclass
 class RawGraph:
-    """The file's nodes in topological order, as they are written, with weights read and domains normalised."""
+    """The file's nodes in topological order, as they are written, with weights read and domains normalised.
+
+    Tensors of ``half_types`` are float32 here, weights and everything that is computed.
+    """
 
     nodes: list[Node]
     constants: dict[str, Array]
@@ -51,6 +56,7 @@ class RawGraph:
     outputs: list[str]
     opset: int
     source: str
+    half_types: tuple[str, ...]
 
 
 def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.ModelProto, Path | None, str]:
@@ -140,7 +146,16 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
             problems.add(f"output '{name}' is not written by any node")
     if problems:
         raise UnsupportedModelError(problems.describe(source))
-    return RawGraph(nodes, constants, inputs, outputs, opset, source)
+    return RawGraph(nodes, constants, inputs, outputs, opset, source, _half_types(graph))
+
+
+def _half_types(graph: onnx.GraphProto) -> tuple[str, ...]:
+    """The names of those of HALF_TYPES in which the model computes: its inputs, its casts or its weights have them."""
+    found = {value.type.tensor_type.elem_type for value in graph.input}
+    found.update(tensor.data_type for tensor in graph.initializer)
+    found.update(attribute.t.data_type for node in graph.node for attribute in node.attribute)
+    found.update(a.i for node in graph.node for a in node.attribute if a.name in _ELEMENT_TYPES)
+    return tuple(HALF_TYPES[kind] for kind in sorted(found & HALF_TYPES.keys()))
 
 
 def _opset(model: onnx.ModelProto, problems: Problems) -> int:
@@ -198,7 +213,7 @@ def _read_input(value: onnx.ValueInfoProto, problems: Problems) -> Iterator[RawI
         problems.add(f"input '{value.name}': a tensor is expected, its type is {kind}")
         return
     tensor = value.type.tensor_type
-    dtype = _numpy_dtype(tensor.elem_type)
+    dtype = _numpy_dtype(_as_float32(tensor.elem_type))
     if dtype is None:
         problems.add(f"input '{value.name}': unknown element type {tensor.elem_type}")
         return
@@ -234,7 +249,8 @@ def _read_node(proto: onnx.NodeProto, names: dict[str, int], external: ExternalD
         else:
             value = _read_attribute(attribute, node, external, problems)
             if value is not None:
-                node.attrs[attribute.name] = value
+                is_type = attribute.name in _ELEMENT_TYPES
+                node.attrs[attribute.name] = _as_float32(value) if is_type else value
     if domain == "" and proto.op_type == "Constant":
         _check_constant(node, problems)
     return node
@@ -264,6 +280,14 @@ def _check_constant(node: Node, problems: Problems) -> None:
         problems.add_node(node, "sparse and string constants are not supported")
 
 
+# Attributes that hold the element type of a result.
+_ELEMENT_TYPES = frozenset({"to", "dtype", "output_dtype"})
+
+
+def _as_float32(elem_type: int) -> int:
+    return onnx.TensorProto.FLOAT if elem_type in HALF_TYPES else elem_type
+
+
 def _numpy_dtype(elem_type: int) -> np.dtype[Any] | None:
     try:
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
@@ -284,12 +308,13 @@ def _read_tensor(tensor: onnx.TensorProto, what: str, external: ExternalData, pr
         problems.add(f"{what}: rank {len(shape)}, at most {MAX_RANK} is supported")
         return None
     elements = elements_of(shape)
-    if elements * dtype.itemsize > MAX_TENSOR_BYTES:
+    item_bytes = 4 if tensor.data_type in HALF_TYPES else dtype.itemsize
+    if elements * item_bytes > MAX_TENSOR_BYTES:
         problems.add(f"{what}: shape {list(shape)} of {dtype} is larger than {MAX_TENSOR_BYTES} bytes")
         return None
     try:
         is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        array = external.read(tensor) if is_external else numpy_helper.to_array(tensor)
+        array = external.read(tensor) if is_external else _to_array(tensor)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         problems.add(f"{what}: {error}")
         return None
@@ -299,6 +324,11 @@ def _read_tensor(tensor: onnx.TensorProto, what: str, external: ExternalData, pr
             problems.add(f"{what}: {count} of {array.size} values are NaN")
             return None
     return array
+
+
+def _to_array(tensor: onnx.TensorProto) -> Array:
+    array = numpy_helper.to_array(tensor)
+    return array.astype(np.float32) if tensor.data_type in HALF_TYPES else array
 
 
 class ExternalData:
@@ -341,7 +371,7 @@ class ExternalData:
                 file.seek(offset)
                 data = file.read(length)
             inline = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=data)
-            self._arrays[key] = numpy_helper.to_array(inline)
+            self._arrays[key] = _to_array(inline)
         return self._arrays[key]
 
 

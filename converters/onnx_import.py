@@ -102,7 +102,7 @@ def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes
     inputs, literal_batch = _graph_inputs(raw, dict(input_shapes or {}), problems)
     constants = dict(raw.constants)
     nodes = normalise_nodes(raw.nodes, raw.outputs, constants, raw.opset, problems)
-    graph = Graph(nodes, constants, inputs, list(raw.outputs), {}, {}, NORMAL_OPSET, source)
+    graph = Graph(nodes, constants, inputs, list(raw.outputs), {}, {}, NORMAL_OPSET, source, half_types=raw.half_types)
     run_passes(graph, PassContext(problems, literal_batch))
     for node in graph.nodes:
         dtype = graph.dtypes.get(node.output)

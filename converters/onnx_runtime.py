@@ -37,12 +37,14 @@ class OnnxRuntimeModel:
             raise FormatError(f"{self._path}: ONNX Runtime does not load it: {_first_line(error)}") from None
         names = [output.name for output in session.get_outputs()]
         shapes = {source.name: source.shape for source in session.get_inputs()}
+        halves = {source.name for source in session.get_inputs() if source.type == "tensor(float16)"}
         batches = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], int)}
         fixed = batches.pop() if len(batches) == 1 else None
 
         def run_once(feeds: dict[str, Array]) -> list[Array]:
             try:
-                outputs: list[Array] = session.run(None, feeds)
+                given = {name: x.astype(np.float16) if name in halves else x for name, x in feeds.items()}
+                outputs: list[Array] = session.run(None, given)
             except Exception as error:
                 raise InvalidInputError(f"{self._path}: ONNX Runtime does not run it: {_first_line(error)}") from None
             return outputs

@@ -32,7 +32,7 @@ class LayerReport:
 class ConversionReport:
     """Result of :func:`tac_engine.convert`: ``str(report)`` is a table, :meth:`to_json` the same as plain data.
 
-    ``explanations`` are there if they were asked for (``explain=True``).
+    ``notes`` are about the model as a whole. ``explanations`` are there if they were asked for (``explain=True``).
     """
 
     source: str
@@ -40,6 +40,7 @@ class ConversionReport:
     layers: list[LayerReport] = field(default_factory=list)
     file_bytes: int = 0
     onnx_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
     explanations: list[LayerExplanation] = field(default_factory=list)
 
     @property
@@ -76,7 +77,7 @@ class ConversionReport:
         lines.append(
             f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)} ({ratio:.1f}x smaller)"
         )
-        return "\n".join([*lines, *(["", *map(str, self.explanations)] if self.explanations else [])])
+        return "\n".join([*lines, *self.notes, *(["", *map(str, self.explanations)] if self.explanations else [])])
 
 
 def _size(count: int) -> str:

@@ -925,15 +925,63 @@ def test_dynamic_height_is_refused_by_name_and_fixed_by_input_shapes(tmp_path: P
     convert(model, tmp_path, input_shapes={"x": (None, 3, 8, 8)})
 
 
-def test_float16_input_is_refused(tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Relu", ["x"], ["y"], name="r")],
-        "g",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT16, ["N", 4])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT16, ["N", 4])],
-    )
-    with pytest.raises(UnsupportedModelError, match="float16"):
-        tac_engine.convert(save(helper.make_model(graph, ir_version=9), tmp_path), tmp_path / "m.tacbin")
+def in_half_precision(model: onnx.ModelProto, kind: int, *, keep_inputs: bool = False) -> onnx.ModelProto:
+    """What .half() or .bfloat16() makes of a model; with ``keep_inputs`` a Cast behind each input and no more."""
+    half = onnx.ModelProto()
+    half.CopyFrom(model)
+    for tensor in half.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(kind))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    for node in half.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = kind
+        if keep_inputs:
+            node.input[:] = [f"{name}_half" if name == "x" else name for name in node.input]
+    if keep_inputs:
+        half.graph.node.insert(0, helper.make_node("Cast", ["x"], ["x_half"], to=kind))
+    else:
+        half.graph.input[0].type.tensor_type.elem_type = kind
+    return half
+
+
+@pytest.mark.parametrize("keep_inputs", [False, True])
+@pytest.mark.parametrize("kind", [onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
+def test_a_model_in_half_precision_is_the_one_in_float32(kind: int, keep_inputs: bool, tmp_path: Path) -> None:
+    net = Net(("N", 4, 8, 8), seed=3)
+    parameters = [
+        net.constant(value) for value in ([0.5, -1.25, 2, 1], [0.25, 0, -0.5, 1], [1, -2, 0.5, 0], [1, 4, 1, 2])
+    ]
+    hidden = net.op("BatchNormalization", "x", *parameters)
+    at_least = net.op("Cast", net.op("GreaterOrEqual", hidden, net.constant(0.125)), to=onnx.TensorProto.FLOAT)
+    signs = net.op("Sub", net.op("Mul", at_least, net.constant(2.0)), net.constant(1.0))
+    sums = net.conv(signs, net.signs(6, 4, 3, 3) * np.float32(0.375), pads=[1, 1, 1, 1])
+    logits = net.op("GlobalAveragePool", net.op("Clip", sums, net.constant(-2.0), net.constant(2.0)))
+    model = net.model(logits)
+    x = image(net, 5)
+    expected, path = convert(model, tmp_path)
+    want = tac_engine.load(path).run(x)
+    half = in_half_precision(model, kind, keep_inputs=keep_inputs)
+    report = check(half, tmp_path, x, tolerance=1e-6)
+    assert kinds(report) == kinds(expected)
+    name = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16"}[kind]
+    assert f"the model's {name} tensors are float32 here" in str(report) and not expected.notes
+    np.testing.assert_array_equal(tac_engine.load(tmp_path / "model.tacbin").run(x), want)
+
+
+def test_a_model_in_half_precision_beside_onnx_runtime(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from tac_engine.converters.onnx_runtime import OnnxRuntimeModel
+
+    net = Net(("N", 6), seed=3)
+    hidden = net.op("MatMul", net.op("Sign", "x"), net.constant(net.signs(6, 5)))
+    model = in_half_precision(net.model(net.op("Mul", hidden, net.constant(0.5))), onnx.TensorProto.FLOAT16)
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    x = image(net, 4)
+    check(model, tmp_path, x)
+    found = OnnxRuntimeModel(tmp_path / "model.onnx").load(1)({"x": x})
+    np.testing.assert_array_equal(found["t2"], ReferenceModel(model).run({"x": x})["t2"])
 
 
 @pytest.mark.parametrize("perm", [[0, 1, 3, 2], [0, 3, 2, 1], [0, 2, 1, 3], [0, 2, 3, 1], [0, 3, 1, 2]])
