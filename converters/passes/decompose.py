@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..chains import ELEMENTWISE
+from ..chains import ELEMENTWISE, POINTWISE
 from ..graph import Array, Batch, Graph, Node, Shape
 from ..qonnx_ops import threshold_axis
 from ..resize_ops import taps
@@ -343,6 +343,50 @@ def _lift(maker: _Maker, node: Node, axis: int, lifted: dict[str, str]) -> str:
     return lifted[node.output]
 
 
+def _sum_over_leading_axis(maker: _Maker) -> bool:
+    """sum_k f(x, b[k]) for elementwise f, where only constants have the axis in front that is summed over.
+
+    The legacy exporter of PyTorch writes bucketize so: how many of the bounds [K, 1, ...] x has passed.
+    """
+    node, graph, shape = maker.node, maker.graph, maker.shape()
+    count = shape[0] if shape else 0
+    if node.attrs["axes"] != [0] or node.attrs["keepdims"] or not isinstance(count, int):
+        return False
+    terms: dict[str, Node] = {}
+    constants: dict[str, Array] = {}
+    operands: set[str] = set()
+    pending = [node.inputs[0]]
+    while pending:
+        name = pending.pop()
+        made_by = maker.producers.get(name)
+        constant = graph.constants.get(made_by.inputs[0] if made_by and made_by.op == "Expand" else name)
+        if constant is not None:
+            constants[name] = constant
+        elif graph.shapes[name] == shape[1:]:
+            operands.add(name)
+        elif made_by is not None and made_by.op in POINTWISE and graph.shapes[name] == shape:
+            terms[name] = made_by
+            pending += [each for each in made_by.inputs if each]
+        else:
+            return False
+    if not operands or count * len(terms) > _MAX_TERMS:
+        return False
+    total = ""
+    for k in range(count):
+        names = {name: name for name in operands} | {"": ""}
+        for name, value in constants.items():
+            part = value[k % value.shape[0]] if value.ndim == len(shape) else value
+            names[name] = maker.constant(part, value.dtype)
+        for each in graph.nodes:
+            if each.output in terms:
+                inputs = (names[name] for name in each.inputs)
+                names[each.output] = maker.op(each.op, *inputs, domain=each.domain, **each.attrs)
+        term = names[node.inputs[0]]
+        total = maker.op("Add", total, term) if total else term
+    return True
+
+
+_MAX_TERMS = 1 << 10  # operators that take the place of one
 _NO_ARRAY = np.zeros(0)
 # Their inputs behind the first have shapes of their own, whatever the first one's.
 _WITH_VECTORS = frozenset({"BatchNormalization", "Clip", "DequantizeLinear", "MultiThreshold", "QuantizeLinear"})
@@ -354,6 +398,7 @@ _RULES: dict[str, Callable[[_Maker], bool]] = {
     "InstanceNormalization": _instance_normalization,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
+    "ReduceSum": _sum_over_leading_axis,
     "Resize": _resize,
     "Pad": _mirrored_pad,
     "ConvTranspose": _conv_transpose,

@@ -5,6 +5,7 @@ A value is an object array of int and Batch. Exporters compute Reshape and Expan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,12 +168,21 @@ def _concat(node: Node, values: list[Array | None]) -> Array:
     return np.concatenate([value for value in values if value is not None], axis=node.attrs["axis"])
 
 
-_STRUCTURAL: dict[str, Callable[[Node, list[Array | None]], Array]] = {
+def _constant_of_shape(node: Node, values: list[Array | None]) -> Array | None:
+    (shape,) = values
+    filling = node.attrs.get("value")
+    if shape is None or filling is None or not is_known(shape) or math.prod(shape.tolist()) > MAX_ELEMENTS:
+        return None
+    return as_value(np.full(shape.tolist(), filling.reshape(())))
+
+
+_STRUCTURAL: dict[str, Callable[[Node, list[Array | None]], Array | None]] = {
     "Gather": _by_index,
     "Slice": _by_index,
     "Squeeze": _by_index,
     "Unsqueeze": _by_index,
     "Reshape": _by_index,
     "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape,
     "Cast": lambda node, values: np.asarray(values[0]),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from nets import Net, check, kinds
+from nets import Net, check, convert, kinds
 from onnx.reference import ReferenceEvaluator
 from onnx_models import floats, parse
 from tac_engine.converters.evaluate import ReferenceModel, evaluate_node
@@ -243,6 +243,25 @@ def test_a_binary_network_of_one_dimension_stays_binary(tmp_path: Path) -> None:
     x = net.op("Conv", x, net.constant(net.signs(6, 8, 3)), kernel_shape=[3])
     report = check(net.model(x), tmp_path, net.rng.normal(size=(3, 4, 16)).astype(np.float32))
     assert [kind for kind in kinds(report) if "conv" in kind] == ["binary conv", "binary conv"]
+
+
+def test_a_sum_over_an_axis_of_constants(tmp_path: Path) -> None:
+    """torch.bucketize of the legacy exporter: bounds in front of x, expanded to its shape, in a sum of comparisons."""
+    net = Net(("N", 4, 6, 6), seed=3)
+    shape = net.op("Concat", net.constant([3], np.int64), net.op("Shape", "x"), axis=0)
+    bounds = net.op("Expand", net.constant(np.asarray([-0.5, 0.25, 1.0]).reshape(3, 1, 1, 1, 1)), shape)
+    passed = net.op("Cast", net.op("Not", net.op("Less", "x", bounds)), to=onnx.TensorProto.INT64)
+    index = net.op("ReduceSum", passed, net.constant([0], np.int64), keepdims=0)
+    levels = net.op("Cast", index, to=onnx.TensorProto.FLOAT)
+    report = check(net.model(net.conv(levels, net.signs(5, 4, 3, 3))), tmp_path, np.rint(4 * floats(3, 4, 6, 6)) / 4)
+    assert kinds(report) == ["quantizer", "1-bit x 2-bit conv"]
+
+
+def test_a_sum_over_an_axis_that_the_samples_have_too(tmp_path: Path) -> None:
+    net = Net((3, 4), seed=3)
+    weighted = net.op("Mul", "x", net.constant(net.rng.normal(size=(3, 1))))
+    with pytest.raises(UnsupportedModelError):
+        convert(net.model(net.op("ReduceSum", weighted, net.constant([0], np.int64), keepdims=0)), tmp_path)
 
 
 QONNX = "qonnx.custom_op.general"

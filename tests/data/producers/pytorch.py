@@ -253,8 +253,8 @@ class SignNet(nn.Module):
         return self.fc(torch.flatten(x, 1))
 
 
-# The legacy exporter has no heaviside, and writes bucketize with the batch on axis 1 of a tensor of rank 5.
-DYNAMO_ONLY = (sign_heaviside, sign_bucketed)
+# The legacy exporter has no heaviside.
+DYNAMO_ONLY = (sign_heaviside,)
 
 for sign in EXACT_SIGNS:
     exporters = ("dynamo",) if sign in DYNAMO_ONLY else EXPORTERS
