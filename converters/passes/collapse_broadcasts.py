@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..evaluate import evaluate_node
-from ..graph import Array, Batch, Graph, Node
+from ..graph import Array, Batch, Graph, Node, Shape
 from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
 from .shape_rules import ARITHMETIC_OPS, COMPARISON_OPS, LOGIC_OPS, broadcast
 
@@ -19,7 +19,7 @@ class CollapseBroadcasts:
 
     Exporters write a bias [1, C, 1, 1] as an initializer [1, C, H, W], or expand it to Shape(x), or fill a tensor of
     Shape(x) with ones and negate it. Such an operand is replaced by the constant with size 1 along every axis that
-    repeats.
+    repeats. So is x * expand(y) of run-time values by x * y.
     """
 
     name = "collapse_broadcasts"
@@ -28,6 +28,7 @@ class CollapseBroadcasts:
         modified = False
         written_out: dict[str, Array] = {}  # the repeated part of each tensor that holds a constant for every sample
         collapsed: dict[str, str] = {}
+        expanded: dict[str, str] = {}  # run-time tensors, and what they repeat
         used = tensor_names(graph)
         for node in graph.nodes:
             if node.domain or node.output not in graph.shapes:
@@ -35,7 +36,12 @@ class CollapseBroadcasts:
             part = _written_out(graph, node, written_out)
             if part is not None:
                 written_out[node.output] = part
+            if node.op == "Expand" and not graph.is_constant(node.inputs[0]):
+                expanded[node.output] = node.inputs[0]
             for index, name in enumerate(node.inputs if node.op in _BROADCASTING else []):
+                if name in expanded and _keeps_shape(graph, node, index, graph.shapes[expanded[name]]):
+                    node.inputs[index] = expanded[name]
+                    modified = True
                 small = self.check(graph, node, index, written_out)
                 if small is None:
                     continue
@@ -56,14 +62,16 @@ class CollapseBroadcasts:
         if small is None and name in graph.constants:
             small = _without_repetition(graph.constants[name])
             small = small if small.shape != graph.constants[name].shape else None
-        if small is None:
-            return None
-        others = [graph.shapes[other] for place, other in enumerate(node.inputs) if place != index]
-        try:
-            kept = broadcast([*others, small.shape]) == graph.shapes[node.output]
-        except RuleError:
-            return None
-        return small if kept else None
+        return small if small is not None and _keeps_shape(graph, node, index, small.shape) else None
+
+
+def _keeps_shape(graph: Graph, node: Node, index: int, shape: Shape) -> bool:
+    """Whether the result keeps its shape where operand ``index`` has ``shape``."""
+    others = [graph.shapes[other] for place, other in enumerate(node.inputs) if place != index]
+    try:
+        return broadcast([*others, shape]) == graph.shapes[node.output]
+    except RuleError:
+        return False
 
 
 def _written_out(graph: Graph, node: Node, known: dict[str, Array]) -> Array | None:

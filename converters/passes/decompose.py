@@ -12,6 +12,7 @@ from ..graph import Array, Batch, Graph, Node, Shape
 from ..qonnx_ops import threshold_axis
 from ..resize_ops import taps
 from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
+from .shape_rules import shape_text
 
 # Positions along an axis are constants of the model: a few bytes of a file could ask for any amount of memory.
 _MAX_SELECTED = 1 << 20
@@ -184,6 +185,25 @@ def _mirrored_pad(maker: _Maker) -> bool:
         kept = np.arange(max(-begin, 0), size - max(-end, 0))
         index = np.pad(kept, (max(begin, 0), max(end, 0)), mode=node.attrs["mode"])
         x = maker.op("Gather", x, maker.constant(index, np.int64), axis=axis)
+    if not maker.nodes:
+        maker.op("Identity", x)
+    return True
+
+
+def _expand(maker: _Maker) -> bool:
+    """A selection of position 0, repeated, along each axis that grows."""
+    before, after, x = maker.shape(), maker.graph.shapes[maker.node.output], maker.node.inputs[0]
+    if x in maker.graph.constants:
+        return False
+    if len(before) != len(after) or before[0] != after[0]:
+        raise RuleError(
+            f"it expands {shape_text(before)} to {shape_text(after)}; only axes behind the batch axis can grow"
+        )
+    for axis, (old, new) in enumerate(zip(before, after, strict=True)):
+        if old != new:
+            assert isinstance(new, int)  # the batch axis is the first
+            _require_length(new)
+            x = maker.op("Gather", x, maker.constant(np.zeros(new), np.int64), axis=axis)
     if not maker.nodes:
         maker.op("Identity", x)
     return True
@@ -400,6 +420,7 @@ _RULES: dict[str, Callable[[_Maker], bool]] = {
     "SpaceToDepth": _space_to_depth,
     "ReduceSum": _sum_over_leading_axis,
     "Resize": _resize,
+    "Expand": _expand,
     "Pad": _mirrored_pad,
     "ConvTranspose": _conv_transpose,
     **dict.fromkeys(ELEMENTWISE, _elementwise_on_lifted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,38 @@ def test_a_sum_over_an_axis_of_constants(tmp_path: Path) -> None:
     levels = net.op("Cast", index, to=onnx.TensorProto.FLOAT)
     report = check(net.model(net.conv(levels, net.signs(5, 4, 3, 3))), tmp_path, np.rint(4 * floats(3, 4, 6, 6)) / 4)
     assert kinds(report) == ["quantizer", "1-bit x 2-bit conv"]
+
+
+def pooled_and_expanded(net: Net) -> str:
+    return net.op("Expand", net.op("Sign", net.op("GlobalMaxPool", "x")), net.op("Shape", "x"))
+
+
+@pytest.mark.parametrize(
+    ("use", "layers"),
+    [
+        (lambda net, y: net.op("Mul", "x", y), ["global max pool", "sign", "mul"]),
+        (lambda net, y: net.op("Concat", "x", y, axis=1), ["global max pool", "sign", "select", "select", "concat"]),
+        (
+            lambda net, y: net.conv(y, net.signs(5, 4, 3, 3)),
+            ["global max pool", "sign", "select", "select", "quantizer", "1-bit x 2-bit conv"],
+        ),
+    ],
+)
+def test_run_time_values_expanded_to_the_shape_of_others(
+    use: Callable[[Net, str], str], layers: list[str], tmp_path: Path
+) -> None:
+    net = Net(("N", 4, 6, 6), seed=3)
+    report = check(net.model(use(net, pooled_and_expanded(net))), tmp_path, floats(3, 4, 6, 6) - 1.5)
+    assert kinds(report) == layers
+
+
+def test_an_expansion_of_the_batch_axis_is_named(tmp_path: Path) -> None:
+    net = Net(("N", 4), seed=3)
+    y = net.op("Expand", "x", net.constant([2, 1, 4], np.int64))
+    with pytest.raises(
+        UnsupportedModelError, match=r"expands \[N, 4\] to \[2, N, 4\]; only axes behind the batch axis"
+    ):
+        convert(net.model(y), tmp_path)
 
 
 def test_a_sum_over_an_axis_that_the_samples_have_too(tmp_path: Path) -> None:
