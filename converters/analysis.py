@@ -325,9 +325,6 @@ def _packed_again(analysis: Analysis, node: Node, tensor: str) -> BitSource | No
     two thresholds.
     """
     graph = analysis.graph
-    made_by = graph.producer(tensor)
-    if made_by is not None and made_by.op == "Identity":  # put there when the graph was analysed before
-        tensor = made_by.inputs[0]
     rank = len(graph.shapes[tensor])
     name = f"{tensor}/packed"
     if not isinstance(analysis.steps.get(name), Steps):
@@ -335,12 +332,10 @@ def _packed_again(analysis: Analysis, node: Node, tensor: str) -> BitSource | No
         levels = None if values is None or values.dtype != np.float32 else small_lattice(values)
         if values is None or levels is None or isinstance(levels, str) or encode_levels(levels.levels) is None:
             return None
-        identity = graph.producer(name)
-        if identity is None:
-            identity = Node("Identity", f"{graph.producers[tensor].name}/packed", [tensor], [name])
-            place = graph.positions[id(graph.producers[tensor])] + 1
-            graph.replace_nodes([*graph.nodes[:place], identity, *graph.nodes[place:]])
-            graph.shapes[name], graph.dtypes[name] = graph.shapes[tensor], graph.dtypes[tensor]
+        identity = Node("Identity", f"{graph.producers[tensor].name}/packed", [tensor], [name])
+        place = graph.positions[id(graph.producers[tensor])] + 1
+        graph.replace_nodes([*graph.nodes[:place], identity, *graph.nodes[place:]])
+        graph.shapes[name], graph.dtypes[name] = graph.shapes[tensor], graph.dtypes[tensor]
         chain = Chain(tensor, name, (identity,), None, 1, 1, True)
         ascending = np.sort(values)[np.newaxis]
         middles = (ascending[:, :-1].astype(np.float64) + ascending[:, 1:]) / 2

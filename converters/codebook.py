@@ -53,7 +53,7 @@ def encode_codebook(weight: Array) -> Codebook | None:
 
 
 @dataclass(frozen=True)
-class Levels:
+class CodebookLevels:
     """Integers for the values of a codebook: value ~ level * scale. ``error`` is ``||w' - w|| / ||w||``."""
 
     levels: Array  # int32
@@ -61,7 +61,7 @@ class Levels:
     error: float
 
 
-def integer_levels(book: Codebook, weight: Array) -> Levels | str:
+def integer_levels(book: Codebook, weight: Array) -> CodebookLevels | str:
     """The levels of ``book``, the codebook of ``weight`` [O, K], or why its sums have to stay float.
 
     The largest magnitude gets every level up to MAX_LEVEL in turn: the scale whose grid all values lie on wins, with
@@ -87,7 +87,7 @@ def integer_levels(book: Codebook, weight: Array) -> Levels | str:
     levels = np.rint(book.values.astype(np.float64) / scale).astype(np.int32)
     if errors[best] > _MAX_LEVEL_ERROR or np.any((levels == 0) & (book.values != 0.0)):
         return "its values differ too much in magnitude for 15 bits"
-    return Levels(levels, scale, float(errors[best]))
+    return CodebookLevels(levels, scale, float(errors[best]))
 
 
 def _code_bits(count: int) -> int:

@@ -24,7 +24,7 @@ DEFAULT_SAMPLES = 64
 SEED = 0
 _BATCH = 250
 # What a weight may pass on its way to the layer without its values changing.
-_MOVES = ("Transpose", "Identity")
+_VIEWS = ("Transpose", "Identity")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _layers(model: onnx.ModelProto, skip: Sequence[str]) -> tuple[dict[str, list
         label = node.name or node.output[0]
         seen[label] = None
         tensor, path = node.input[1], [id(node)]
-        while tensor in producers and producers[tensor].op_type in _MOVES:
+        while tensor in producers and producers[tensor].op_type in _VIEWS:
             path.append(id(producers[tensor]))
             tensor = producers[tensor].input[0]
         if tensor not in initializers and not _is_matrix(producers.get(tensor)):

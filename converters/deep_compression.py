@@ -47,7 +47,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class CompressedLayer:
+class StoredLayer:
     """``weight`` float32 of the layer's shape, ``bias`` float32 [O]; ``listed`` entries in the file."""
 
     name: str
@@ -74,7 +74,7 @@ class _Reader:
             raise FormatError(f"{self.source}: {len(self._data) - self._at} bytes behind the last layer")
 
 
-def read_layers(path: PathLike, shapes: Sequence[LayerShape]) -> list[CompressedLayer]:
+def read_layers(path: PathLike, shapes: Sequence[LayerShape]) -> list[StoredLayer]:
     """Reads the layers of ``path``, which are those of ``shapes`` in their order.
 
     Raises:
@@ -92,7 +92,7 @@ def read_layers(path: PathLike, shapes: Sequence[LayerShape]) -> list[Compressed
     return layers
 
 
-def _read_layer(reader: _Reader, shape: LayerShape, count: int) -> CompressedLayer:
+def _read_layer(reader: _Reader, shape: LayerShape, count: int) -> StoredLayer:
     where = f"layer '{shape.name}'"
     size = int(np.prod(shape.weight))
     if count > size:
@@ -115,7 +115,7 @@ def _read_layer(reader: _Reader, shape: LayerShape, count: int) -> CompressedLay
         raise FormatError(f"{reader.source}: {where} lists a weight at {int(places[-1])}, it has {size}")
     weight = np.zeros(size, np.float32)
     weight[places] = codebook[codes]
-    return CompressedLayer(shape.name, weight.reshape(shape.weight), bias.astype(np.float32), count)
+    return StoredLayer(shape.name, weight.reshape(shape.weight), bias.astype(np.float32), count)
 
 
 def _halves(reader: _Reader, stream: Array, count: int, where: str, what: str) -> Array:
@@ -126,7 +126,7 @@ def _halves(reader: _Reader, stream: Array, count: int, where: str, what: str) -
     return halves[:count]
 
 
-def import_deep_compression(source: PathLike, template: PathLike, target: PathLike) -> list[CompressedLayer]:
+def import_deep_compression(source: PathLike, template: PathLike, target: PathLike) -> list[StoredLayer]:
     """Writes the ONNX model ``template`` with the weights and biases of ``source`` to ``target``.
 
     The layers of the file are the Conv and Gemm nodes of the template, in its order; their weights may be anything.

@@ -17,8 +17,8 @@ from . import integer_ops, qonnx_ops, resize_ops, window_ops
 from .graph import Array, Batch, Node
 from .integers import integer_limits
 from .onnx_file import RawInput, load_model, read_graph
-from .passes.base import Problems, RuleError
-from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes, set_window_defaults
+from .passes.base import Problems
+from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes
 from .result_size import Budget, too_large
 
 Progress = Callable[[int, int], None]
@@ -95,20 +95,9 @@ def _required(inputs: list[Array | None]) -> list[Array]:
 
 
 def _window_attrs(node: Node, x: Array, kernel: list[int]) -> dict[str, Any]:
-    """The attributes of a convolution or pooling node with its pads explicit."""
-    resolved = Node(node.op, node.name, [], [], dict(node.attrs))
-    rank = x.ndim - 2
-    resolved.attrs.setdefault("kernel_shape", kernel)
-    try:
-        set_window_defaults(resolved, rank)
-    except RuleError as error:
-        raise ValueError(str(error)) from error
-    attrs = resolved.attrs
-    auto_pad = attrs.pop("auto_pad", "NOTSET")
-    if auto_pad != "NOTSET":
-        attrs["pads"] = window_ops.resolve_auto_pad(
-            auto_pad, x.shape[2:], attrs["kernel_shape"], attrs["strides"], attrs["dilations"]
-        )
+    """The attributes of a convolution or pooling node, all explicit."""
+    attrs = dict(node.attrs)
+    window_ops.make_explicit(attrs, x.shape[2:], kernel)
     return attrs
 
 

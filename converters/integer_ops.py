@@ -85,16 +85,9 @@ def _along(parameter: Array, rank: int, axis: int | None) -> Array:
 
 
 def _convolve(x: Array, w: Array, attrs: dict[str, Any]) -> Array:
-    rank = x.ndim - 2
-    window = {"kernel_shape": list(w.shape[2:]), "strides": [1] * rank, "dilations": [1] * rank}
-    window |= {name: attrs[name] for name in (*window, "pads") if name in attrs}
-    auto_pad = attrs.get("auto_pad", "NOTSET")
-    if auto_pad != "NOTSET":
-        window["pads"] = window_ops.resolve_auto_pad(
-            auto_pad, x.shape[2:], window["kernel_shape"], window["strides"], window["dilations"]
-        )
-    window.setdefault("pads", [0] * (2 * rank))
-    return window_ops.conv(x, w, None, **window, group=attrs["group"])
+    window = dict(attrs)
+    window_ops.make_explicit(window, x.shape[2:], w.shape[2:])
+    return window_ops.conv(x, w, None, **window)
 
 
 def _q_linear_conv(attrs: dict[str, Any], inputs: Inputs) -> list[Array]:

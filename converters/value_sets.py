@@ -12,7 +12,7 @@ from .graph import Array, Graph, Node
 from .values import MAX_LEVELS
 
 # Every element of the result is an element of the first input (or of any, for Concat; or the value of a Pad).
-_MOVES = frozenset(
+_SELECTING = frozenset(
     "Concat Expand Gather GlobalMaxPool Identity MaxPool Pad ReduceMax ReduceMin Reshape Slice Split Transpose".split()
 )
 _MAX_DEPTH = 64
@@ -38,11 +38,11 @@ def few_values(graph: Graph, tensor: str, steps_of: Callable[[str], Steps | str]
         node = graph.producer(name)
         if node is None or node.domain:
             return None
-        if node.op not in _MOVES:
+        if node.op not in _SELECTING:
             steps = steps_of(name)
             if isinstance(steps, Steps):
                 return steps.values
-        if node.op not in _MOVES | POINTWISE:
+        if node.op not in _SELECTING | POINTWISE:
             return None
         parts: list[Array] = []
         for source in _sources(node):

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .graph import Array
+from .passes.base import RuleError
+
+MAX_WINDOW = 1 << 16  # the largest size, stride, dilation or pad of a window that a .tacbin takes
 
 # Bytes of unfolded windows held at a time; beyond a few times the L2 cache nothing is gained.
 _UNFOLD_BYTES = 32 << 20
 
 
-def resolve_auto_pad(
+def set_window_defaults(attrs: dict[str, Any], rank: int) -> None:
+    """strides, dilations and pads written out. Raises RuleError where a list does not fit ``rank``."""
+    attrs.setdefault("strides", [1] * rank)
+    attrs.setdefault("dilations", [1] * rank)
+    attrs.setdefault("pads", [0] * (2 * rank))
+    for name, count, least in (
+        ("kernel_shape", rank, 1),
+        ("strides", rank, 1),
+        ("dilations", rank, 1),
+        ("pads", 2 * rank, 0),
+    ):
+        if len(attrs[name]) != count or not all(least <= value <= MAX_WINDOW for value in attrs[name]):
+            raise RuleError(f"{name} {attrs[name]}: {count} values from {least} to {MAX_WINDOW} are expected")
+
+
+def make_explicit(attrs: dict[str, Any], sizes: Sequence[int], kernel: Sequence[int]) -> None:
+    """Writes out every attribute of a window on a map of ``sizes``; ``kernel`` is its size if the file does not say.
+
+    Raises RuleError as :func:`set_window_defaults` does.
+    """
+    attrs.setdefault("kernel_shape", list(kernel))
+    set_window_defaults(attrs, len(sizes))
+    auto_pad = attrs.pop("auto_pad", "NOTSET")
+    if auto_pad != "NOTSET":
+        attrs["pads"] = _pads_of(auto_pad, sizes, attrs["kernel_shape"], attrs["strides"], attrs["dilations"])
+
+
+def _pads_of(
     auto_pad: str, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> list[int]:
     """Explicit pads, begins then ends, for auto_pad SAME_UPPER, SAME_LOWER or VALID."""

@@ -84,7 +84,7 @@ class NodeBuilder:
         return [*self.nodes, Node(op, self.node.name, list(inputs), list(self.node.outputs), attrs)]
 
 
-class RuleError(Exception):
+class RuleError(ValueError):
     """A rule cannot accept its node; the text is the reason that the user sees."""
 
 

@@ -16,13 +16,13 @@ from onnx import defs
 from ..graph import Array, Node
 from ..integer_ops import MICROSOFT_DOMAIN
 from ..onnx_file import CHANNELS_LAST_DOMAIN
+from ..window_ops import set_window_defaults
 from . import normalise_onnxruntime
 from .base import NodeBuilder, Problems, RuleError, fresh_name
 from .normalise_qonnx import in_channels_first, normalise_qonnx
 from .normalise_quantized import AS_OF_ONNX, QUANTIZED_OPERATORS, normalise_quantized
 
 NORMAL_OPSET = 20
-MAX_WINDOW = 1 << 16  # the largest size, stride, dilation or pad of a window that a .tacbin takes
 
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 RANDOM_OPS = frozenset(
@@ -298,7 +298,7 @@ def _windowed(self: Normaliser, node: Node) -> list[Node]:
         node.attrs.pop("ceil_mode")
     kernel = node.attrs.get("kernel_shape")
     if kernel is not None:
-        set_window_defaults(node, len(kernel))
+        set_window_defaults(node.attrs, len(kernel))
     return [node]
 
 
@@ -339,22 +339,6 @@ def _resize(self: Normaliser, node: Node) -> list[Node]:
     for name in ("cubic_coeff_a", "exclude_outside", "extrapolation_value"):
         node.attrs.pop(name, None)
     return [Node("Resize", node.name, inputs, node.outputs, node.attrs)]
-
-
-def set_window_defaults(node: Node, rank: int) -> None:
-    """strides, dilations and pads written out. Raises RuleError where a list does not fit ``rank``."""
-    attrs = node.attrs
-    attrs.setdefault("strides", [1] * rank)
-    attrs.setdefault("dilations", [1] * rank)
-    attrs.setdefault("pads", [0] * (2 * rank))
-    for name, count, least in (
-        ("kernel_shape", rank, 1),
-        ("strides", rank, 1),
-        ("dilations", rank, 1),
-        ("pads", 2 * rank, 0),
-    ):
-        if len(attrs[name]) != count or not all(least <= value <= MAX_WINDOW for value in attrs[name]):
-            raise RuleError(f"{name} {attrs[name]}: {count} values from {least} to {MAX_WINDOW} are expected")
 
 
 def _variadic(self: Normaliser, node: Node) -> list[Node]:

@@ -15,9 +15,9 @@ import onnx
 from .. import resize_ops
 from ..graph import Array, Batch, Dim, Node, Shape
 from ..qonnx_ops import threshold_axis
-from ..window_ops import resolve_auto_pad, window_count
+from ..window_ops import make_explicit, window_count
 from .base import RuleError
-from .normalise_ops import REDUCTIONS, set_window_defaults
+from .normalise_ops import REDUCTIONS
 
 DType = np.dtype[Any]
 Typed = tuple[Shape, DType]
@@ -302,12 +302,7 @@ def _resolve_window(inputs: RuleInputs, kernel: list[int]) -> list[int]:
     if rank < 1:
         raise RuleError(f"an input [N, C, ...] of rank 3 or more is expected, found {shape_text(shape)}")
     sizes = [_static(dim, "a window over the batch axis") for dim in shape[2:]]
-    attrs = node.attrs
-    attrs.setdefault("kernel_shape", kernel)
-    set_window_defaults(node, rank)
-    auto_pad = attrs.pop("auto_pad", "NOTSET")
-    if auto_pad != "NOTSET":
-        attrs["pads"] = resolve_auto_pad(auto_pad, sizes, attrs["kernel_shape"], attrs["strides"], attrs["dilations"])
+    make_explicit(node.attrs, sizes, kernel)
     return sizes
 
 
@@ -356,8 +351,7 @@ def _conv_transpose(inputs: RuleInputs) -> list[Typed]:
         )
     dims = [_static(dim, "weights with a batch axis") for dim in filters]
     sizes = [_static(dim, "a window over the batch axis") for dim in shape[2:]]
-    attrs.setdefault("kernel_shape", dims[2:])
-    set_window_defaults(inputs.node, 2)
+    make_explicit(attrs, sizes, dims[2:])
     padding = attrs.setdefault("output_padding", [0, 0])
     if len(padding) != 2 or any(
         not 0 <= padding[i] < max(attrs["strides"][i], attrs["dilations"][i]) for i in range(2)

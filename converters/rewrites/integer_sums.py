@@ -15,7 +15,7 @@ from ..qonnx_ops import integer_range
 MAX_LEVEL = 255
 _ROUNDING = 4e-7  # of the largest weight of a row: a product of scale and integer in float32, folded once more
 _FLOAT = np.dtype(np.float32)
-_MOVES = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})
+_COMMUTING = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})
 
 
 def integer_sums(analysis: Analysis) -> dict[str, str]:
@@ -178,7 +178,7 @@ class _Integers:
 def _is_move(graph: Graph, node: Node) -> bool:
     """Whether f(s * q) = s * f(q) for s > 0, as for a Pad with zeros."""
     if node.op != "Pad":
-        return node.op in _MOVES
+        return node.op in _COMMUTING
     if node.attrs["mode"] != "constant":
         return False
     value = node.inputs[1] if len(node.inputs) > 1 else ""

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tac_engine.converters.codebook import MAX_LEVEL, Codebook, Levels, compress, encode_codebook, integer_levels
+from tac_engine.converters.codebook import (
+    MAX_LEVEL,
+    Codebook,
+    CodebookLevels,
+    compress,
+    encode_codebook,
+    integer_levels,
+)
 
 
 def decode(book: Codebook, shape: tuple[int, int]) -> np.ndarray:
@@ -67,11 +74,11 @@ def test_compress_prunes_clusters_and_says_its_error() -> None:
     assert np.linalg.norm(result.weight[result.weight != 0] - survivors) < np.linalg.norm(uniform - survivors)
 
 
-def levels_of(weight: np.ndarray) -> tuple[Codebook, Levels]:
+def levels_of(weight: np.ndarray) -> tuple[Codebook, CodebookLevels]:
     book = encode_codebook(weight)
     assert book is not None
     levels = integer_levels(book, weight)
-    assert isinstance(levels, Levels)
+    assert isinstance(levels, CodebookLevels)
     return book, levels
 
 
