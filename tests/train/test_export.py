@@ -116,8 +116,7 @@ def test_linear_layers_keep_their_bits(
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("centroids", [15, 16])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "centroids"), [(False, 15), (True, 16)])
 def test_codebooks_survive_the_exporters(bias: bool, centroids: int, exporter: str, tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 48, bias=bias), nn.BatchNorm1d(48), nn.ReLU(), nn.Linear(48, 10))
     train.prune_linears(model, 0.75)

@@ -106,6 +106,8 @@ class Trainer:
         self._normalise = normalise
         self._test = tensors(data.test, self.device)
         self._tensorboard = _tensorboard(out, len(self.state.history))
+        if self._tensorboard is None:
+            say("no TensorBoard logs: tensorboard is not installed")
         self._write_log()
 
     @property
