@@ -141,17 +141,27 @@ def compress(weight: Array, prune: float, bits: int) -> Compression:
 def kmeans(values: Array, clusters: int) -> tuple[Array, Array]:
     """1-D k-means of ``values`` float64 [N]: centroids float32 [clusters], none of them zero, and the nearest of each.
 
-    Centroids start linearly between the smallest and the largest value; one that loses its values stays where it is.
+    Centroids start linearly between the smallest and the largest value. One that loses its values, as in the hole
+    that pruning leaves around zero, takes half of those of the cluster with the largest error.
     """
     ordered = np.sort(values)
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    squares = np.concatenate([[0.0], np.cumsum(ordered**2)])
     centroids = np.linspace(ordered[0], ordered[-1], clusters)
     for _ in range(_KMEANS_ROUNDS):
         edges = np.searchsorted(ordered, (centroids[:-1] + centroids[1:]) / 2)
         begin, end = np.concatenate([[0], edges]), np.concatenate([edges, [ordered.size]])
-        filled = end > begin
+        count, total = end - begin, sums[end] - sums[begin]
+        filled = count > 0
         means = centroids.copy()
-        means[filled] = (sums[end] - sums[begin])[filled] / (end - begin)[filled]
+        means[filled] = total[filled] / count[filled]
+        several = np.flatnonzero(filled & (ordered[begin.clip(max=ordered.size - 1)] < ordered[end - 1]))
+        errors = (squares[end] - squares[begin] - total * means)[several]
+        split = several[np.argsort(-errors, kind="stable")][: np.count_nonzero(~filled)]
+        middle = np.searchsorted(ordered, means[split]).clip(begin[split] + 1, end[split] - 1)
+        means[split] = (sums[middle] - sums[begin[split]]) / (middle - begin[split])
+        means[np.flatnonzero(~filled)[: split.size]] = (sums[end[split]] - sums[middle]) / (end[split] - middle)
+        means.sort()
         if np.array_equal(means, centroids):
             break
         centroids = means

@@ -89,6 +89,14 @@ def test_clustering_keeps_zeros_and_takes_the_nearest_centroid(centroids: int) -
     assert np.unique(weight).size <= centroids + 1
 
 
+def test_no_centroid_is_lost_in_the_hole_that_pruning_leaves() -> None:
+    torch.manual_seed(10)
+    layer = train.PrunedLinear(200, 100)
+    torch.nn.init.normal_(layer.weight)
+    layer.prune(0.75)
+    assert int(train.CodebookLinear.of(layer).members().min()) > 0
+
+
 def test_clustering_of_nothing_but_zeros() -> None:
     layer = torch.nn.Linear(4, 3)
     torch.nn.init.zeros_(layer.weight)
