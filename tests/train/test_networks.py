@@ -16,6 +16,7 @@ from tac_engine.train.recipe import ARCHITECTURES, Recipe
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from tac_engine import train
+from tac_engine.train import untrained
 from tac_engine.train.networks import build_network
 
 # Convolutions and FC layers that are not float, in "tac" (codebooks) and "binary".
@@ -109,3 +110,18 @@ def test_the_seed_makes_the_network() -> None:
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+def test_an_untrained_network_is_compressed_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--width", "0.125", "--image-size", "64", "--classes", "20", "--seconds", "0.01", "--exporter", "legacy"]
+    assert untrained.main(["alexnet", str(tmp_path), *options]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("codebook linear") == 3
+    assert printed.count("75% zeros") == 3
+    assert "top-1 agrees in 4 of 4" in printed
+    assert tac_engine.load(tmp_path / "model.tacbin").outputs[0].shape[1:] == (20,)
+
+
+def test_an_untrained_network_of_a_bad_shape_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert untrained.main(["alexnet", str(tmp_path), "--image-size", "20"]) == 2
+    assert "alexnet does not take images of 20 x 20" in capsys.readouterr().err
