@@ -49,10 +49,11 @@ class Progress:
     def clear(self) -> None:
         self._stream.write("\r" + " " * self._shown + "\r")
         self._stream.flush()
+        self._shown = 0
 
 
 @contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None] | None]:
+def progress_bar() -> Iterator[Progress | None]:
     """Yield a progress function where someone watches standard error, None elsewhere."""
     if not sys.stderr.isatty():
         yield None
@@ -684,7 +685,14 @@ def _train(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise InvalidInputError(f"training needs PyTorch and onnx ({error}): pip install 'tac_engine[train]'") from None
     with progress_bar() as progress:
-        card = run(args, progress, say=lambda line: None if args.json else print(line, flush=True))
+
+        def say(line: str) -> None:
+            if progress is not None:
+                progress.clear()
+            if not args.json:
+                print(line, flush=True)
+
+        card = run(args, progress, say)
     if card is None:
         print("stopped; the same command goes on", file=sys.stderr)
         return EXIT_STOPPED

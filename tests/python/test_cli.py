@@ -313,6 +313,9 @@ def test_progress_draws_one_line_and_clears_it() -> None:
     assert drawn[2].rstrip() == f"[{'#' * 15}{'.' * 15}]  50 % ok"
     assert len(drawn[2]) == len(drawn[1])
     assert drawn[3].strip() == ""
+    # What is written in between has the line to itself, and the next stage is not padded to a line that is gone.
+    progress("on", 0.5)
+    assert stream.getvalue().endswith(f"\r\r[{'#' * 15}{'.' * 15}]  50 % on")
 
 
 def test_progress_is_for_terminals_only(model: Path, picture: Path) -> None:

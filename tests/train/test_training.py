@@ -184,6 +184,8 @@ def test_stop_after_says_so_by_its_status(folder: Path, tmp_path: Path, capsys: 
     [
         (["--epochs", "3"], "holds a run of another recipe (epochs: 3, not 1); give the same, or another folder"),
         (["--device", "abacus"], "device 'abacus'"),
+        (["--lr", "-1"], "lr must not be negative, got -1.0"),
+        (["--warmup-epochs", "-1"], "warmup_epochs must not be negative, got -1.0"),
         (["--activation-ste", "tanh"], "no straight-through estimator 'tanh'"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 
 import tac_engine
 
+from ..bench import cpu_name
 from ..converters import ConversionReport
 from ..converters.compact import compact_onnx
 from ..converters.verify import VerifyReport, verify
@@ -55,7 +56,7 @@ def finish(trainer: Trainer, *, exporter: str, verify_images: int, command: str)
         "name": f"{trainer.recipe.arch}_{trainer.recipe.variant}",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": command,
-        "recipe": trainer.recipe.to_json(),
+        "recipe": {**trainer.recipe.to_json(), "flip": trainer.flip},
         "data": {
             "name": data.name,
             "sha256": data.fingerprint(),
@@ -131,7 +132,7 @@ def _codebook(layer: CodebookLinear) -> dict[str, Any]:
 
 
 def _device(device: torch.device) -> str:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else platform.processor() or "cpu"
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu_name()
 
 
 # --- text -----------------------------------------------------------------------------------
@@ -186,8 +187,9 @@ def _card_text(card: dict[str, Any]) -> str:
         f"{', '.join(map(str, data['mean']))}, std {', '.join(map(str, data['std']))}; `{TACBIN}` takes uint8 pictures "
         f"[N, {height}, {width}, {channels}] too. Output `logits` [N, {len(data['classes'])}].\n"
         "- No epoch was chosen by test accuracy: each stage keeps its last one.\n"
-        f"- Trained for {card['seconds']:.0f} s on {environment['device']}, {environment['threads']} threads; PyTorch "
-        f"{environment['torch']}, tac_engine {environment['tac_engine']}, Python {environment['python']}.",
+        f"- Trained for {card['seconds']:.0f} s on {environment['device']}, {environment['threads']} CPU thread"
+        f"{'s' * (environment['threads'] > 1)}; PyTorch {environment['torch']}, tac_engine "
+        f"{environment['tac_engine']}, Python {environment['python']}.",
         "## Accuracy",
         _stage_table(card),
         f"The network as exported: {card['test_accuracy']:.2f} % in PyTorch, {card['tacbin_test_accuracy']:.2f} % as "

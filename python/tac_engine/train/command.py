@@ -49,6 +49,8 @@ def run(
     )
     if not trainer.run(args.stop_after):
         return None
+    if progress is not None:
+        progress("exporting, converting, verifying", 1.0)
     command = shlex.join(["tac-engine", *sys.argv[1:]])
     return finish(trainer, exporter=args.exporter, verify_images=args.verify_images, command=command)
 

@@ -72,7 +72,8 @@ class Recipe:
         centroids: values of a codebook beside zero, at most 16.
         optimizer: "adam" (AdamW) or "sgd" (momentum 0.9).
         lr, compress_lr: peak learning rates of step 1 and of each stage of step 2; centroids train at a third of that.
-        weight_decay: with adam decoupled and of FC weights alone, with sgd as L2 of all weights, latent ones too.
+        weight_decay: of weights, not of biases, BatchNormalization and centroids; with adam decoupled and not of latent
+            weights either, whose magnitude is what makes signs stable; with sgd as L2.
         warmup_epochs: of step 1.
         activation_ste, weight_ste: straight-through estimators, see tac_engine.train.quantizers.
         normalise: of latent weights before their sign: "none", "centre" or "standardise".
@@ -119,8 +120,9 @@ class Recipe:
                 raise InvalidInputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width <= 0:
             raise InvalidInputError(f"width must be positive, got {self.width}")
-        if self.crop < 0:
-            raise InvalidInputError(f"crop must not be negative, got {self.crop}")
+        for name in ("crop", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise InvalidInputError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.centroids > 16:
             raise InvalidInputError(f"centroids must be at most 16, got {self.centroids}")
         rates = self.prune_rates
@@ -132,6 +134,8 @@ class Recipe:
         for name, value in zip(("lr", "compress_lr", "weight_decay"), default, strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+            elif getattr(self, name) < 0:
+                raise InvalidInputError(f"{name} must not be negative, got {getattr(self, name)}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:

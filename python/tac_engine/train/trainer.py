@@ -93,6 +93,7 @@ class Trainer:
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
         self.model.to(self.device, memory_format=torch.channels_last)
+        self.flip = data.flip if recipe.flip is None else recipe.flip
         normalise = Normaliser(data, self.device)
         self._batches = TrainingBatches(
             data,
@@ -100,7 +101,7 @@ class Trainer:
             self.device,
             batch_size=recipe.batch_size,
             crop=recipe.crop,
-            flip=data.flip if recipe.flip is None else recipe.flip,
+            flip=self.flip,
             seed=recipe.seed,
         )
         self._normalise = normalise
