@@ -18,7 +18,7 @@ from ..errors import InvalidInputError
 from .codebook import MAX_CODES, Compression, compress
 from .convert import PathLike, convert
 from .graph import Array
-from .onnx_file import load_model, read_graph
+from .onnx_file import check_target, load_model, read_graph, save_model
 
 DEFAULT_SAMPLES = 64
 SEED = 0
@@ -152,7 +152,7 @@ def compress_model(
         progress: called with a stage and the share done.
 
     Raises:
-        FormatError: ``source`` cannot be read.
+        FormatError: ``source`` cannot be read, or ``target`` not written.
         UnsupportedModelError: it cannot be converted.
         InvalidInputError: an argument is out of range, or the model has no layer to compress.
     """
@@ -162,6 +162,7 @@ def compress_model(
         raise InvalidInputError(f"bits must be 1, 2, 3 or 4, got {bits}")
     if Path(target).exists() and Path(source).exists() and Path(target).samefile(source):
         raise InvalidInputError(f"{os.fspath(target)} is the model itself; name another file to write")
+    check_target(target)
     report_progress = progress or (lambda stage, share: None)
     model, base_dir, name = load_model(source)
     constants = read_graph(model, base_dir, name).constants
@@ -202,9 +203,7 @@ def compress_model(
         together, bytes_after = engine(weights)
         effect = _compare(before, _run(together, x), labels)
     accuracy_before = None if labels is None else float(np.mean(before.argmax(1) == labels))
-    temporary = Path(f"{os.fspath(target)}.part")
-    temporary.write_bytes(_with(model, compressed).SerializeToString())
-    temporary.replace(target)
+    save_model(_with(model, compressed), target)
     report_progress("done", 1.0)
     return CompressReport(
         os.fspath(source),

@@ -15,6 +15,7 @@ from .codebook import MAX_CODES, compress
 from .explain import explain as explain_layers
 from .graph import Array, Graph
 from .lowering import lower
+from .onnx_file import check_target
 from .onnx_import import import_model
 from .report import ConversionReport
 from .rewrites import integer_sums, split_layers, token_layers
@@ -71,6 +72,7 @@ def convert(
     _check_options(fc_prune, fc_bits, fc_precision, input_layout)
     if Path(source).exists() and Path(target).exists() and Path(target).samefile(source):
         raise InvalidInputError(f"{os.fspath(target)} is the ONNX model itself; name another file to write")
+    check_target(target)
     report_progress("reading", 0.0)
     graph = import_model(source, input_shapes=input_shapes)
     notes = _compress_layers(graph, fc_prune, fc_bits) if fc_prune is not None or fc_bits is not None else {}

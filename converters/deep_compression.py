@@ -29,7 +29,7 @@ from onnx import numpy_helper
 from ..errors import FormatError, InvalidInputError, UnsupportedModelError
 from .convert import PathLike
 from .graph import Array
-from .onnx_file import load_model
+from .onnx_file import load_model, save_model
 
 CONV_BITS, LINEAR_BITS = 8, 4
 
@@ -154,10 +154,7 @@ def import_deep_compression(source: PathLike, template: PathLike, target: PathLi
         weight = np.ascontiguousarray(layer.weight.T) if transposed else layer.weight
         tensors[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
         tensors[node.input[2]].CopyFrom(numpy_helper.from_array(layer.bias, node.input[2]))
-    try:
-        onnx.save(model, os.fspath(target))
-    except (OSError, ValueError) as error:
-        raise FormatError(f"cannot write {os.fspath(target)}: {error}") from error
+    save_model(model, target)
     return layers
 
 

@@ -36,6 +36,21 @@ MIN_OPSET = 7
 MAX_OPSET = onnx.defs.onnx_opset_version()
 
 
+# How files begin that are taken for models.
+_FORMATS = {
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89HDF\r\n": "an HDF5 file (Keras; tf2onnx exports its models)",
+    b"\x93NUMPY": "a NumPy array",
+    b"TACBIN": "a .tacbin file, which is converted already",
+    b"version https://git-lfs": "a Git LFS pointer, whose file was not fetched (git lfs pull)",
+    b"{": "a JSON file",
+    b"<": "an HTML or XML file",
+}
+
+
 @dataclass
 class RawInput:
     name: str
@@ -68,8 +83,7 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.M
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            what = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise FormatError(f"cannot read {path}: it is {what}, an .onnx file is expected")
+            raise FormatError(f"cannot read {path}: it is {_kind(status)}, an .onnx file is expected")
         size = status.st_size
         if size > MAX_PROTO_BYTES:
             raise FormatError(f"cannot read {path}: {size} bytes, at most {MAX_PROTO_BYTES} are possible")
@@ -80,11 +94,56 @@ def load_model(source: str | os.PathLike[str] | onnx.ModelProto) -> tuple[onnx.M
     try:
         model.ParseFromString(data)
     except DecodeError as error:
-        raise FormatError(f"{path} is not an ONNX model, or it is truncated: {error}") from error
+        what = _looks_like(data) or "an .onnx file is expected, this is another one or truncated"
+        raise FormatError(f"{path} is not an ONNX model: {what}") from error
     if not model.graph.node and not model.graph.output:
-        raise FormatError(f"{path} is not an ONNX model: it holds no graph ({size} bytes)")
+        what = _looks_like(data) or f"it holds no graph ({size} bytes)"
+        raise FormatError(f"{path} is not an ONNX model: {what}")
     _check_names(model, str(path))
     return model, path.parent, str(path)
+
+
+def save_model(model: onnx.ModelProto, target: str | os.PathLike[str]) -> None:
+    """Writes an ONNX file, its weights inside; ``target`` is replaced in one step. Raises FormatError."""
+    path = check_target(target)
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        temporary.write_bytes(model.SerializeToString())
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        temporary.unlink(missing_ok=True)
+        raise FormatError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_target(target: str | os.PathLike[str]) -> Path:
+    """A path that a file can be moved to: nothing is there, or a file that it replaces. Raises FormatError."""
+    path = Path(target)
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError(f"cannot write {path}: it is {_kind(status)}, the name of a file is expected")
+    return path
+
+
+def _kind(status: os.stat_result) -> str:
+    return "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+
+
+def _looks_like(data: bytes) -> str:
+    """What a file that is no ONNX model seems to be, and what to do; "" if nothing is known."""
+    head, listing = data[:512], data[-65536:]
+    is_torch_zip = head.startswith(b"PK\3\4") and (b"data.pkl" in listing or b"serialization_id" in listing)
+    if is_torch_zip or head[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"):  # the latter is a pickle
+        return "it looks like a PyTorch file; export the network with torch.onnx.export and give the .onnx file"
+    for start, what in _FORMATS.items():
+        if head.startswith(start):
+            return f"it looks like {what}; an .onnx file is expected"
+    if head[4:8] == b"TFL3":
+        return "it looks like a TensorFlow Lite model; an .onnx file is expected (tf2onnx reads them)"
+    is_text = head and all(byte >= 32 or byte in b"\t\n\r" for byte in head)
+    return "it looks like a text file; an .onnx file is expected" if is_text else ""
 
 
 def _check_names(message: Message, source: str) -> None:
@@ -130,6 +189,9 @@ def read_graph(model: onnx.ModelProto, base_dir: Path | None, source: str) -> Ra
     names: dict[str, int] = {}
     nodes = [_read_node(proto, names, external, problems) for proto in graph.node]
     outputs = [value.name for value in graph.output]
+    for missing, wanted in external.missing.items():
+        more = f" and {len(wanted) - 1} more lie" if len(wanted) > 1 else " lies"
+        problems.add(f"{missing}; {wanted[0]}{more} in it")
     if not inputs:
         problems.add("the model has no input")
     if not outputs:
@@ -315,6 +377,9 @@ def _read_tensor(tensor: onnx.TensorProto, what: str, external: ExternalData, pr
     try:
         is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
         array = external.read(tensor) if is_external else _to_array(tensor)
+    except _MissingFileError as error:
+        external.missing.setdefault(str(error), []).append(what)
+        return None
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         problems.add(f"{what}: {error}")
         return None
@@ -331,17 +396,22 @@ def _to_array(tensor: onnx.TensorProto) -> Array:
     return array.astype(np.float32) if tensor.data_type in HALF_TYPES else array
 
 
+class _MissingFileError(ValueError):
+    """A file with external data is not there."""
+
+
 class ExternalData:
     """Reads tensors from the files beside a model; those of the same bytes are one array.
 
     What is read from a file adds up to its size at most: a thousand initializers of one and the same gigabyte, each
-    shifted by a byte, are refused.
+    shifted by a byte, are refused. ``missing``: what each file that is not there was needed for.
     """
 
     def __init__(self, base_dir: Path | None) -> None:
         self._base_dir = base_dir
         self._arrays: dict[tuple[Any, ...], Array] = {}
         self._bytes_left: dict[Path, int] = {}
+        self.missing: dict[str, list[str]] = {}
 
     def read(self, tensor: onnx.TensorProto) -> Array:
         """Raises ValueError or OSError."""
@@ -388,8 +458,11 @@ def _external_path(location: str, base_dir: Path) -> Path:
     real_base, real_path = base_dir.resolve(), path.resolve()
     if not real_path.is_relative_to(real_base):
         raise ValueError(f"external data '{location}' leads outside the model's folder through a symbolic link")
-    if not real_path.is_file():
-        raise ValueError(f"external data file '{location}' is missing (expected at {path})")
+    if not real_path.exists():
+        raise _MissingFileError(f"external data file '{location}' is missing from folder {base_dir.absolute()}")
+    status = real_path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"external data '{location}': it is {_kind(status)}, a file is expected")
     return real_path
 
 

@@ -81,6 +81,8 @@ from .passes.base import PassContext, Problems
 from .passes.normalise_ops import NORMAL_OPSET, normalise_nodes
 from .passes.pipeline import run_passes
 
+# Operators whose inputs behind the first one are parameters of a network.
+_PARAMETERS = frozenset({"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 InputShapes = Mapping[str, Sequence[int | None]]
 
 __all__ = ["NORMAL_OPSET", "import_model"]
@@ -99,6 +101,7 @@ def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes
     model, base_dir, source = load_model(path)
     raw = read_graph(model, base_dir, source)
     problems = Problems()
+    _refuse_weights_as_inputs(raw)
     inputs, literal_batch = _graph_inputs(raw, dict(input_shapes or {}), problems)
     constants = dict(raw.constants)
     nodes = normalise_nodes(raw.nodes, raw.outputs, constants, raw.opset, problems)
@@ -112,12 +115,36 @@ def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes
         if name in graph.constants:
             problems.add(f"output '{name}' does not depend on any input")
     if problems:
+        for item in graph.inputs:
+            # [C, H, W] with C taken for the batch leads to reasons that do not say so.
+            if len(item.shape) == 3 and literal_batch is not None:
+                dims = [str(literal_batch), *map(str, item.shape[1:])]
+                problems.add(
+                    f"axis 0 of input '{item.name}' {_dims_text(dims)} is taken for the batch axis; where it is none, "
+                    "export the model with one"
+                )
         raise UnsupportedModelError(problems.describe(source))
     live = {name for node in graph.nodes for name in (*node.inputs, *node.outputs)} | set(graph.outputs)
     live.update(item.name for item in graph.inputs)
     graph.shapes = {name: shape for name, shape in graph.shapes.items() if name in live}
     graph.dtypes = {name: dtype for name, dtype in graph.dtypes.items() if name in live}
     return graph
+
+
+def _refuse_weights_as_inputs(raw: RawGraph) -> None:
+    """An export without parameters declares each as an input, which would be taken for data with a batch axis."""
+    problems = Problems()
+    names = {item.name for item in raw.inputs}
+    for node in raw.nodes:
+        given = [f"'{name}'" for name in dict.fromkeys(node.inputs[1:]) if name in names - {node.inputs[0]}]
+        if not node.domain and node.op in _PARAMETERS and given:
+            problems.add_node(
+                node,
+                f"{', '.join(given)}: an initializer is expected, found a model input; export the model with its "
+                "parameters (export_params=True)",
+            )
+    if problems:
+        raise UnsupportedModelError(problems.describe(raw.source))
 
 
 def _graph_inputs(
@@ -139,13 +166,16 @@ def _graph_inputs(
             continue
         if dims is None:
             problems.add(
-                f"input '{item.name}' has no shape; give input_shapes={{'{item.name}': (None, ...)}} with every axis "
-                "but the batch axis fixed"
+                f"input '{item.name}' has no shape; give it, every axis but the batch axis fixed: "
+                f"{_shape_options(item.name, ['None', '...'])}"
             )
             continue
         if len(dims) < 2:
             what = "a scalar" if not dims else f"shape [{dims[0] or '?'}]"
-            problems.add(f"input '{item.name}': a batch axis and at least one more are expected, found {what}")
+            problems.add(
+                f"input '{item.name}': a batch axis and at least one more are expected, found {what}; export the model "
+                "with a batch axis in front"
+            )
             continue
         shape = _with_batch(item.name, dims, problems)
         if shape is None:
@@ -181,15 +211,21 @@ def _merged_shape(item: RawInput, given: Sequence[int | None] | None) -> list[in
 def _with_batch(name: str, dims: list[int | str | None], problems: Problems) -> tuple[Dim, ...] | None:
     dynamic = [axis for axis, dim in enumerate(dims) if axis > 0 and not isinstance(dim, int)]
     if dynamic:
-        example = ", ".join(["None", *("..." if axis in dynamic else str(dims[axis]) for axis in range(1, len(dims)))])
+        example = ["None", *("..." if axis in dynamic else str(dims[axis]) for axis in range(1, len(dims)))]
         axes = " and ".join(str(axis) for axis in dynamic)
         problems.add(
             f"input '{name}' of shape {_dims_text(dims)}: {'axes' if len(dynamic) > 1 else 'axis'} {axes} "
             f"{'are' if len(dynamic) > 1 else 'is'} dynamic, only the batch axis may be; export with fixed sizes, or "
-            f"give input_shapes={{'{name}': ({example})}}"
+            f"fix them: {_shape_options(name, example)}"
         )
         return None
     return (Batch(), *(dim for dim in dims[1:] if isinstance(dim, int)))
+
+
+def _shape_options(name: str, dims: list[str]) -> str:
+    """How to give a shape, on the command line and in Python; "None" is the batch axis."""
+    typed = ",".join("N" if dim == "None" else dim for dim in dims)
+    return f"--input-shape '{name}:{typed}', in Python input_shapes={{'{name}': ({', '.join(dims)})}}"
 
 
 def _dims_text(dims: Sequence[int | str | None]) -> str:

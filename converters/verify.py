@@ -244,7 +244,7 @@ def _feeds(
         for item in reference.inputs:
             dims = [] if item.shape is None else item.shape[1:]
             if item.shape is None or not all(isinstance(dim, int) for dim in dims):
-                raise InvalidInputError(f"input '{item.name}' has dynamic axes: give data")
+                raise InvalidInputError(f"input '{item.name}' has dynamic axes: give data (--data FILE.npy)")
             feeds[item.name] = generator.standard_normal((count, *map(int, map(str, dims)))).astype(item.dtype)
         return feeds, f"standard normal, seed {SEED}"
     if isinstance(data, Mapping):

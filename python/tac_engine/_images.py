@@ -28,6 +28,8 @@ def find_inputs(paths: list[Path]) -> list[Path]:
         elif not path.exists():
             raise InvalidInputError(f"{path}: no such file")
         elif path.suffix.lower() in {".npy", *IMAGE_SUFFIXES}:
+            if not path.is_file():
+                raise InvalidInputError(f"{path}: expected a file or folder, found a pipe or device")
             found.append(path)
         else:
             raise InvalidInputError(f"{path}: expected a .npy, .png or .jpg file or a folder of them")
@@ -36,6 +38,8 @@ def find_inputs(paths: list[Path]) -> list[Path]:
 
 def read_array(path: Path) -> NDArray[Any]:
     """Read one array of a .npy file; files that would run code are refused."""
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path}: expected a .npy file, found a folder, pipe or device")
     try:
         array = np.load(path, allow_pickle=False)
     except OSError as error:

@@ -220,11 +220,13 @@ class Engine:
             if array.dtype == np.uint8 and spec.image_shape is not None:
                 if array.ndim == 3:
                     array = array[np.newaxis]
-                _check_shape(array, (None, *spec.image_shape), f"{where}, as images")
+                hint = "; uint8 is for pictures, channels last" if array.shape[1:] == spec.shape[1:] else ""
+                _check_shape(array, (None, *spec.image_shape), f"{where}, as images", hint)
             else:
                 if array.dtype != np.float32:
                     raise InvalidInputError(_dtype_message(where, array, spec))
-                _check_shape(array, spec.shape, where)
+                is_image = spec.image_shape is not None and array.shape[-3:] == spec.image_shape
+                _check_shape(array, spec.shape, where, "; pictures, channels last, are uint8" if is_image else "")
             _check_layout(array, where)
             if n_samples is None:
                 n_samples = len(array)
@@ -285,18 +287,17 @@ def _dtype_message(where: str, array: NDArray[Any], spec: TensorSpec) -> str:
     expected = "float32" if spec.image_shape is None else "float32 or uint8 (images)"
     message = f"{where}: expected dtype {expected}, found {array.dtype}"
     if array.dtype == np.uint8:
-        return message + "; the model was converted without a preprocessing for images"
+        return message + "; the model was converted without a preprocessing for images (mean, std or scale)"
     return message + "; pass x.astype(numpy.float32)"
 
 
-def _check_shape(array: NDArray[Any], shape: tuple[int | None, ...], where: str) -> None:
+def _check_shape(array: NDArray[Any], shape: tuple[int | None, ...], where: str, hint: str = "") -> None:
     if array.ndim == len(shape) and all(
         size is None or size == found for size, found in zip(shape, array.shape, strict=True)
     ):
         return
     expected = ", ".join("N" if size is None else str(size) for size in shape)
     found = ", ".join(map(str, array.shape))
-    hint = ""
     if array.shape == shape[1:]:
         hint = "; the batch axis is missing, pass x[numpy.newaxis]"
     raise InvalidInputError(f"{where}: expected shape [{expected}], found [{found}]{hint}")

@@ -414,7 +414,7 @@ def test_external_data_may_be_shared_and_may_not_overlap(tmp_path: Path) -> None
 def test_external_data_in_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     os.mkfifo(tmp_path / "in/w.bin")
-    assert "is missing" in refused(external({"w": {"location": "w.bin"}}), tmp_path)
+    assert "'w.bin': it is a pipe, socket or device" in refused(external({"w": {"location": "w.bin"}}), tmp_path)
 
 
 # Mutations ------------------------------------------------------------------------------------------------------------

@@ -361,8 +361,11 @@ def test_unsorted_nodes_are_sorted() -> None:
 
 def test_input_shapes_resolve_dynamic_axes() -> None:
     model = parse("y = Flatten (x)", inputs="float[N, 3, H, W] x")
-    with pytest.raises(UnsupportedModelError, match=r"input 'x'.*axes 2 and 3 are dynamic.*input_shapes=\{'x'"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"input 'x'.*axes 2 and 3 are dynamic.*input_shapes=\{'x'"
+    ) as caught:
         import_model(model)
+    assert "--input-shape 'x:N,3,...,...'" in str(caught.value)
     assert import_model(model, input_shapes={"x": (None, 3, 4, 4)}).shapes["y"] == (N, 48)
 
 

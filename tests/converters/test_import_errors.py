@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +25,13 @@ def refused(model: onnx.ModelProto) -> str:
     return str(caught.value)
 
 
+def zipped(member: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(member, b"content")
+    return buffer.getvalue()
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"absent\.onnx: No such file"):
         import_model(tmp_path / "absent.onnx")
@@ -37,6 +48,31 @@ def test_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(FormatError, match="is not an ONNX model"):
         import_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (zipped("net/data.pkl"), "a PyTorch file; export the network with torch.onnx.export"),
+        (zipped("net/.data/serialization_id"), "a PyTorch file"),
+        (pickle.dumps({"weight": [1.0]}, 2), "a PyTorch file"),
+        (zipped("net.onnx"), "a zip archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture"),
+        (b"\xff\xd8\xff\xe0" + bytes(64), "a JPEG picture"),
+        (b'{"layers": []}', "a JSON file"),
+        (b"\x89HDF\r\n\x1a\n" + b"0" * 64, "an HDF5 file"),
+        (b"\x1c\0\0\0TFL3" + bytes(64), "a TensorFlow Lite model"),
+        (b"TACBIN\r\n" + bytes(64), "a .tacbin file, which is converted already"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"words and words\n", "a text file"),
+    ],
+)
+def test_another_kind_of_file_is_told_apart(tmp_path: Path, content: bytes, what: str) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=f"x.onnx is not an ONNX model: it looks like {re.escape(what)}") as caught:
+        import_model(path)
+    assert "onnx file" in str(caught.value)
 
 
 def test_truncated_file(tmp_path: Path) -> None:
@@ -295,7 +331,7 @@ def symlinked_folder(folder: Path) -> dict[str, str]:
         (symlink, "leads outside the model's folder"),
         (symlinked_folder, "leads outside the model's folder"),
         (lambda folder: {"location": "none.bin"}, "is missing"),
-        (lambda folder: {"location": "."}, "is missing"),
+        (lambda folder: {"location": "."}, "it is a directory"),
         (lambda folder: {"location": ""}, "without a usable location"),
         (lambda folder: {"location": "C:\\w.bin"}, "a path relative"),
         (lambda folder: {"location": "w.bin", "offset": "4"}, "initializer 'w'"),
@@ -314,6 +350,41 @@ def test_external_data_attacks(tmp_path: Path, entries: Callable[[Path], dict[st
     path = external_model(folder / "m.onnx", **entries(folder))
     with pytest.raises(UnsupportedModelError, match=reason):
         import_model(path)
+
+
+def test_a_missing_data_file_is_one_problem(tmp_path: Path) -> None:
+    constants = {name: floats(4, 4) for name in "abc"}
+    model = parse("h = MatMul (x, a) i = MatMul (h, b) y = MatMul (i, c)", constants=constants)
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="m.onnx.data", size_threshold=0)
+    (tmp_path / "m.onnx.data").unlink()
+    with pytest.raises(UnsupportedModelError) as caught:
+        import_model(path)
+    assert str(caught.value).splitlines()[1:] == [
+        f"  - external data file 'm.onnx.data' is missing from folder {tmp_path}; initializer 'a' and 2 more lie in it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "node"),
+    [
+        ("y = MatMul (x, w)", "float[4, 2] w", "MatMul"),
+        ("y = Gemm (x, w, b)", "float[4, 2] w, float[2] b", "Gemm"),
+        ("y = BatchNormalization (x, w, w, w, w)", "float[4] w", "BatchNormalization"),
+    ],
+)
+def test_parameters_that_were_not_exported_are_named(body: str, weights: str, node: str) -> None:
+    message = refused(parse(body, inputs=f"float[N, 4] x, {weights}"))
+    assert "1 problem\n" in message
+    assert f"({node}): 'w'" in message
+    assert "an initializer is expected, found a model input; export the model with its parameters" in message
+
+
+def test_a_model_without_batch_axis_is_told_so() -> None:
+    constants = {"axes": np.array([0]), "w": floats(8, 3, 3, 3)}
+    model = parse("u = Unsqueeze (x, axes) y = Conv (u, w)", inputs="float[3, 8, 8] x", constants=constants)
+    assert "axis 0 of input 'x' [3, 8, 8] is taken for the batch axis; where it is none, export" in refused(model)
+    assert "with a batch axis in front" in refused(parse("y = Relu (x)", inputs="float[4] x", outputs="float[4] y"))
 
 
 def test_external_data_need_a_file() -> None:

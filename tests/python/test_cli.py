@@ -133,6 +133,8 @@ def test_errors_name_the_thing(model: Path, picture: Path, tmp_path: Path, capsy
     assert "empty.npy: not a .npy array" in error_of(capsys, "run", model, empty)
     assert "2 labels for 3 classes" in error_of(capsys, "run", model, picture, "--labels", labels)
     assert "takes no pictures" in error_of(capsys, "run", plain, picture)
+    os.mkfifo(tmp_path / "pipe.npy")
+    assert "found a pipe or device" in error_of(capsys, "run", model, tmp_path / "pipe.npy")
     assert "gone.png: no such file" in error_of(capsys, "run", model, tmp_path / "gone.png")
     assert "expected shape" in error_of(capsys, "run", model, wrong)
     assert "gone.tacbin" in error_of(capsys, "run", tmp_path / "gone.tacbin", picture)

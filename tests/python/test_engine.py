@@ -208,8 +208,12 @@ def test_images_go_through_the_preprocessing(tmp_path: Path) -> None:
     assert one.shape == (1, CLASSES)
     np.testing.assert_array_equal(one[0], expected[2])
     assert engine.run(pictures[:0]).shape == (0, CLASSES)
-    with pytest.raises(InvalidInputError, match=r"input 'image', as images: expected shape \[N, 6, 6, 3\], found"):
+    with pytest.raises(
+        InvalidInputError, match=r"input 'image', as images: expected shape \[N, 6, 6, 3\], found.*channels last"
+    ):
         engine.run(np.zeros((1, 3, 6, 6), np.uint8))
+    with pytest.raises(InvalidInputError, match=r"expected shape \[N, 3, 6, 6\], found .*; pictures.* are uint8"):
+        engine.run(np.zeros((1, 6, 6, 3), np.float32))
     with pytest.raises(InvalidInputError, match=r"expected dtype float32 or uint8 \(images\), found int8"):
         engine.run(np.zeros((1, 6, 6, 3), np.int8))
 
