@@ -31,6 +31,12 @@ _CONSTANT_INPUTS: dict[str, frozenset[int]] = dict.fromkeys(
 )
 _HALVES = {onnx.helper.tensor_dtype_to_np_dtype(kind) for kind in HALF_TYPES}
 
+_OPSET = 13  # of cases that nodes are added to, at least where their own operators are the same there
+
+
+_FLOAT = (onnx.TensorProto.FLOAT, *HALF_TYPES, onnx.TensorProto.UNDEFINED)  # undefined: a sequence, which stays one
+_INT64 = onnx.TensorProto.INT64
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -104,12 +110,68 @@ def as_network(op: str, case: TestCase) -> tuple[onnx.ModelProto, dict[str, Arra
     if len(nodes) == 1 and op in ELEMENTWISE_OPS and rank < 2:
         feeds = {name: array.reshape(1, -1) for name, array in feeds.items()}
         expected = {name: array.reshape(1, -1) for name, array in expected.items()}
+    feeds, expected = {name: np.ascontiguousarray(array) for name, array in feeds.items()}, dict(expected)
     inputs = [item for item in model.graph.input if item.name in feeds]
     del model.graph.input[:]
     for item in inputs:
         kind = item.type.tensor_type.elem_type
         model.graph.input.append(onnx.helper.make_tensor_value_info(item.name, kind, feeds[item.name].shape))
-    return model, {name: np.ascontiguousarray(array) for name, array in feeds.items()}, expected
+    _cast_to_float(model, feeds, expected)
+    return model, feeds, expected
+
+
+def _cast_to_float(model: onnx.ModelProto, feeds: dict[str, Array], expected: dict[str, Array]) -> None:
+    """Gives a case of other element types float32 inputs and outputs, by nodes in front of it and behind it.
+
+    Left as it is where float32 does not hold every one of its numbers.
+    """
+    inputs = [item for item in model.graph.input if item.type.tensor_type.elem_type not in _FLOAT]
+    outputs = [item for item in model.graph.output if item.type.tensor_type.elem_type not in (*_FLOAT, _INT64)]
+    if not (inputs or outputs) or not all(map(_is_exact, (*feeds.values(), *expected.values()))):
+        return
+    opset = model.opset_import[0]
+    if opset.version < _OPSET and all(_is_the_same(node.op_type, opset.version) for node in model.graph.node):
+        opset.version = _OPSET
+    before, after = [], []
+    for item in inputs:
+        source = f"{item.name}/float"
+        before.append(_from_float(model, source, item.name, item.type.tensor_type.elem_type))
+        feeds[source] = feeds.pop(item.name).astype(np.float32)
+        item.name, item.type.tensor_type.elem_type = source, onnx.TensorProto.FLOAT
+    for item in outputs:
+        result = f"{item.name}/float"
+        after.append(onnx.helper.make_node("Cast", [item.name], [result], to=onnx.TensorProto.FLOAT))
+        expected[result] = expected.pop(item.name).astype(np.float32)
+        item.name, item.type.tensor_type.elem_type = result, onnx.TensorProto.FLOAT
+    nodes = [*before, *model.graph.node, *after]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _is_the_same(op: str, opset: int) -> bool:
+    """Whether the operator has not changed up to _OPSET."""
+    versions = (onnx.defs.get_schema(op, version).since_version for version in (opset, _OPSET))
+    return len(set(versions)) == 1
+
+
+def _from_float(model: onnx.ModelProto, source: str, result: str, kind: int) -> onnx.NodeProto:
+    """A Cast; for small integers a QuantizeLinear, as networks have it."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
+    if dtype.kind not in "iu" or dtype.itemsize > 2 or model.opset_import[0].version < _OPSET:
+        return onnx.helper.make_node("Cast", [source], [result], to=kind)
+    names = [f"{source}/scale", f"{source}/zero_point"]
+    values = (np.asarray(1, np.float32), np.zeros((), dtype))
+    model.graph.initializer.extend(numpy_helper.from_array(*pair) for pair in zip(values, names, strict=True))
+    return onnx.helper.make_node("QuantizeLinear", [source, *names], [result])
+
+
+def _is_exact(array: Array) -> bool:
+    if array.dtype.kind not in "biuf":
+        return False
+    with np.errstate(all="ignore"):
+        return bool(
+            np.array_equal(array.astype(np.float32).astype(array.dtype), array, equal_nan=array.dtype.kind == "f")
+        )
 
 
 def _as_array(value: Any) -> Array:
@@ -123,6 +185,7 @@ def reason_of(message: str) -> str:
     text = next((line[2:] for line in lines if line.startswith("- ")), lines[0])
     text = re.sub(r"^node '[^']*' \([\w.]*\): ", "", text)
     text = re.sub(r"input '[^']*': element type float32 is expected, .*", "an input that is not float32", text)
+    text = re.sub(r"input '[^']*': a batch axis and at .*", "an input without a batch axis and one more", text)
     text = re.sub(r"'[^']*'", "'...'", text)
     text = re.sub(r"\[[^\]]*\]", "[...]", text)
     return re.sub(r"(?<![-\w])-?\d[\d.e+]*\b(?!-D)", "n", text)
@@ -144,6 +207,10 @@ def document(outcomes: list[Outcome]) -> str:
         "- A case runs through `convert` and an Engine with the tolerance that the case states, its first axis being",
         "  the batch. Every input must be float32 with a batch axis, and nothing may mix the samples of a batch: most",
         "  refusals are cases of other element types, of vectors and scalars, or of work along the first axis.",
+        "- A case whose inputs or outputs are integers, booleans or doubles gets float32 ones where float32 holds",
+        "  each of its numbers: a Cast in front (for 8- and 16-bit integers a QuantizeLinear of scale 1)",
+        "  and one behind. Its own operator keeps the case's element types. A case of an opset before 13 moves to 13",
+        "  for that if its operators are the same there.",
         "- Where a test feeds shapes, axes, weights or other parameters as inputs they are made initializers, as",
         "  networks have them; so is an operand of lower rank than another.",
         "- Vectors and scalars of an elementwise operator are given axes of size 1 in front.",
