@@ -22,13 +22,14 @@ import tac_engine
 from tac_engine.cli import main
 from tac_engine.errors import FormatError, InvalidInputError
 from tac_engine.train.data import Data, load_data
-from tac_engine.train.recipe import Recipe
+from tac_engine.train.recipe import Recipe, Stage
 
 torch = pytest.importorskip("torch", reason="needs the extra [train]")
 
 from tac_engine.train.batches import Normaliser, TrainingBatches
 from tac_engine.train.checkpoint import load_checkpoint, save_checkpoint
 from tac_engine.train.compression import linears
+from tac_engine.train.layers import BinaryConv2d
 from tac_engine.train.trainer import Trainer
 
 TINY = {"arch": "vgg9b", "width": 0.125, "epochs": 2, "compress_epochs": 1, "batch_size": 64, "crop": 1}
@@ -233,6 +234,27 @@ def test_step_2_leaves_the_convolutions_alone(small: Data, tmp_path: Path) -> No
     before = {name: value.clone() for name, value in trainer.model.features.state_dict().items()}
     assert trainer.run()
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.features.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_what_decays(optimizer: str, small: Data, tmp_path: Path) -> None:
+    """Weights, latent ones with SGD alone; in step 2 nothing in front of the FC layers is trained at all."""
+    trainer = Trainer(Recipe(**TINY, optimizer=optimizer), small, tmp_path)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+
+    def decays(stage: Stage) -> dict[str, bool]:
+        groups = trainer._optimizer(stage).param_groups
+        return {names[parameter]: group["weight_decay"] > 0 for group in groups for parameter in group["params"]}
+
+    first = decays(trainer.stages[0])
+    assert first.keys() == set(names.values())
+    latent = {f"features.{i}.weight" for i, m in enumerate(trainer.model.features) if isinstance(m, BinaryConv2d)}
+    assert len(latent) == 5
+    weights = {"features.0.weight", *(f"classifier.{index}.weight" for index in (1, 4, 7))}
+    assert {name for name, decay in first.items() if decay} == weights | (latent if optimizer == "sgd" else set())
+    second = decays(trainer.stages[1])
+    assert second.keys() == {name for name in names.values() if name.startswith("classifier.")}
+    assert {name for name, decay in second.items() if decay} == weights - {"features.0.weight"}
 
 
 def test_sgd_moves_a_centroid_by_the_mean_of_what_its_weights_would(small: Data, tmp_path: Path) -> None:
