@@ -312,9 +312,11 @@ def accumulator_steps(
         if rounded is None:
             return levels
         levels, outputs = rounded
-    index = levels.index(outputs)
-    rising = np.all(np.diff(index, axis=0) >= 0, axis=0)
-    falling = np.all(np.diff(index, axis=0) <= 0, axis=0)
+    # Fully connected layers have thousands of sums and outputs: bytes, a part of the channels at a time.
+    parts = (outputs[:, begin : begin + rows] for begin in range(0, channels, rows))
+    index = np.concatenate([levels.index(part).astype(np.int8) for part in parts], axis=1)
+    rising = np.all(index[1:] >= index[:-1], axis=0)
+    falling = np.all(index[1:] <= index[:-1], axis=0)
     if not np.all(rising | falling):
         return f"not a monotone step function of the accumulator (channel {int(np.argmin(rising | falling))})"
     descending = ~rising
@@ -332,10 +334,9 @@ def accumulator_steps(
     steps = len(levels.levels) - 1
     upward = np.where(descending, steps - index, index)  # ascending along the accumulator in every channel
     # The first integer, and the one before it, at which each channel has passed each step: [steps, C].
-    passed = upward[None] > np.arange(steps)[:, None, None]
-    first = np.argmax(passed, axis=1)
-    always, never = passed[:, 0], ~passed.any(axis=1)
-    high = integers[first]
+    first = np.stack([np.count_nonzero(upward <= passed, axis=0) for passed in range(steps)])
+    always, never = first == 0, first == len(integers)
+    high = integers[np.where(never, 0, first)]
     low = np.where(first == 0, high, integers[first - 1])
     while np.any(high - low > step):
         middle = low + (high - low) // step // 2 * step
@@ -347,7 +348,8 @@ def accumulator_steps(
         low, high = np.where(beyond, low, middle), np.where(beyond, middle, high)
     limits = np.iinfo(np.int32)
     thresholds = np.where(always, limits.min, np.where(never, limits.max, high)).T
-    return Steps(chain, levels, thresholds, descending, take_min, _values_of(levels, outputs))
+    at_levels = np.asarray([outputs.flat[np.argmax(index == position)] for position in range(steps + 1)], np.float32)
+    return Steps(chain, levels, thresholds, descending, take_min, at_levels)
 
 
 def _rounded_accumulator_levels(

@@ -129,7 +129,7 @@ def lattice_of(distinct: Array | None) -> Levels | str:
 
 def distinct_values(values: Array, limit: int) -> Array | None:
     """Distinct values up to the tolerance, ascending; None if there are more than ``limit``."""
-    flat = np.unique(np.asarray(values, np.float64))
+    flat = np.unique(values).astype(np.float64)
     if flat.size == 0 or not np.all(np.isfinite(flat)):
         return None
     gap = TOLERANCE * float(np.max(np.abs(flat)))
