@@ -47,3 +47,19 @@ def test_command_lines_run_in_order(workplace: Path) -> None:
         done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}: {done.stderr}"
         assert done.stdout
+
+
+def test_the_systems_are_those_of_the_tested_ones() -> None:
+    """The README's table is that of docs/systems.md, whose rows are tests."""
+    header = "| weights x activations | systems | become |"
+    page = (ROOT / "docs/systems.md").read_text(encoding="utf-8")
+    summary, detailed = page.split("## What each system becomes")
+    short, shown = (text[text.index(header) :].split("\n\n")[0].splitlines() for text in (summary, TEXT))
+    assert shown == short
+    named = [name for line in shown[2:] for name in line.split("|")[2].strip().split(", ")]
+    tested = [line.split("|")[1].strip() for line in detailed.splitlines() if "arxiv.org" in line or "CVPR" in line]
+    assert len(tested) >= 20
+    for row in tested:
+        assert any(row.startswith(name) for name in named), f"the README does not name {row}"
+    for name in named:
+        assert any(name in row for row in tested), f"no row of docs/systems.md is about {name}"
