@@ -352,7 +352,7 @@ struct Binary {
   }
 };
 
-// kF32; axis counts per-sample dims.
+// kF32; axis counts per-sample dims. Inputs may be constants, but not all of them.
 struct Concat {
   TensorList inputs;
   TensorId output = 0;
@@ -574,6 +574,19 @@ struct Lrn {
     v("alpha", alpha);
     v("beta", beta);
     v("bias", bias);
+  }
+};
+
+// kF32, a product of two matrices: a [..., M, K] times b [..., K, N] -> [..., M, N], of each sample
+// and of each index of the leading dims, which are equal. Either may be a constant; one is not.
+struct MatMul {
+  TensorId a = 0, b = 0, output = 0;
+
+  template <class V>
+  void fields(V& v) {
+    v("a", a);
+    v("b", b);
+    v("output", output);
   }
 };
 

@@ -742,6 +742,20 @@ class Validator {
             "alpha, beta and bias must be finite");
   }
 
+  void check(MatMul& op) {
+    const Tensor& a = read(op.a, DType::kF32, true);
+    const Tensor& b = read(op.b, DType::kF32, true);
+    require(!a.is_constant || !b.is_constant, "both inputs are constants");
+    const std::size_t rank = a.dims.size();
+    require(rank >= 2 && b.dims.size() == rank &&
+                std::equal(a.dims.begin(), a.dims.end() - 2, b.dims.begin()) &&
+                a.dims[rank - 1] == b.dims[rank - 2],
+            text(a.dims) + " and " + text(b.dims) + " are no matrices to multiply");
+    Dims dims = a.dims;
+    dims.back() = b.dims.back();
+    write(op.output, DType::kF32, dims);
+  }
+
   std::size_t check_axis(std::int64_t axis, const Tensor& t) const {
     require(axis >= 0 && axis < static_cast<std::int64_t>(t.dims.size()),
             "axis " + std::to_string(axis) + " of dims " + text(t.dims), t.name);
@@ -752,8 +766,10 @@ class Validator {
     require(!op.inputs.ids.empty(), "it joins nothing");
     Dims dims;
     std::size_t axis = 0;
+    bool constant = true;
     for (const TensorId id : op.inputs.ids) {
-      const Tensor& in = read(id, DType::kF32);
+      const Tensor& in = read(id, DType::kF32, true);
+      constant = constant && in.is_constant;
       if (dims.empty()) {
         axis = check_axis(op.axis, in);
         dims = in.dims;
@@ -768,6 +784,7 @@ class Validator {
               in.name);
       dims[axis] += in.dims[axis];
     }
+    require(!constant, "all inputs are constants");
     write(op.output, DType::kF32, dims);
   }
 

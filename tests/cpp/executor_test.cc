@@ -661,6 +661,33 @@ TEST(Executor, LinearAndConv) {
   }
 }
 
+TEST(Executor, MatMul) {
+  struct Case {
+    Dims leading;
+    std::int64_t rows, depth, columns;
+  };
+  for (const auto& [leading, rows, depth, columns] :
+       std::vector<Case>{{{}, 1, 1, 1},
+                         {{}, 5, 7, 16},
+                         {{3}, 7, 5, 17},
+                         {{2, 3}, 1, 33, 70},
+                         {{4}, 13, 300, 64},
+                         {{2}, 2, 3, 200},
+                         {{2, 1, 2, 1, 2, 1}, 3, 4, 5}}) {
+    Builder b(31);
+    const auto of = [&](std::int64_t m, std::int64_t n) {
+      Dims dims = leading;
+      dims.insert(dims.end(), {m, n});
+      return dims;
+    };
+    const TensorId x = b.input(of(rows, depth)), y = b.input(of(depth, columns));
+    b.output(b.add(MatMul{x, y, b.f32(of(rows, columns))}));
+    b.output(b.add(MatMul{b.constant(of(rows, depth)), y, b.f32(of(rows, columns))}));
+    b.output(b.add(MatMul{x, b.constant(of(depth, columns)), b.f32(of(rows, columns))}));
+    expect_naive(b.graph());
+  }
+}
+
 TEST(Executor, CodedWeights) {
   for (const std::size_t n_values : {0, 1, 2, 3, 5, 17, 33, 100, 256}) {
     for (const bool per_output : {false, true}) {
@@ -893,6 +920,7 @@ TEST(Executor, ConcatOnEveryAxis) {
     both[static_cast<std::size_t>(axis)] += 2 + both[static_cast<std::size_t>(axis)];
     const TensorId x = b.input(one), y = b.input(two);
     b.output(b.add(Concat{{{x, y, x}}, b.f32(both), axis}));
+    b.output(b.add(Concat{{{b.constant(one), y, x}}, b.f32(both), axis}));
     expect_naive(b.graph());
   }
 }
@@ -1413,8 +1441,8 @@ TEST(Executor, ProfileNamesEveryStep) {
   const std::vector<float> x(2 * 48, 1.0F);
   const InputArray inputs[] = {{x.data(), nullptr}};
   const std::vector<StepProfile> rows = engine.profile(inputs, 2, 3);
-  // One for the input; none for the reshape, and none for the steps that run with the one before.
-  ASSERT_EQ(rows.size(), w.graph.ops.size() - 1 + 1 - 3);
+  // One for the input; none for the reshapes, and none for the steps that run with the one before.
+  ASSERT_EQ(rows.size(), w.graph.ops.size() - 4 + 1 - 3);
   EXPECT_EQ(rows[0].kind, "input");
   std::map<std::string, StepProfile> by_name;
   for (const StepProfile& row : rows) {
@@ -1425,7 +1453,7 @@ TEST(Executor, ProfileNamesEveryStep) {
   EXPECT_EQ(by_name["coded_conv"].kernel, "conv_f32/scalar + affine + quantize");
   EXPECT_EQ(by_name["unary"].kernel, "unary_f32/scalar + binary");
   EXPECT_EQ(by_name["binary_conv"].macs, 2U * 16 * 33 * 9 * 5);
-  EXPECT_EQ(by_name["linear"].macs, 2U * 18 * 4);
+  EXPECT_EQ(by_name["linear"].macs, 2U * 9 * 4);
   EXPECT_EQ(by_name["pad"].bytes, 2U * 4 * (16 + 18));
   EXPECT_EQ(by_name["transpose"].kernel, "copy");
 }

@@ -389,6 +389,22 @@ class NaiveGraph {
     }
   }
 
+  void eval(const MatMul& op) {
+    const Values &a = values_[op.a], &b = values_[op.b];
+    const Dims& dims = tensor(op.output).dims;
+    const std::int64_t rows = dims[dims.size() - 2], columns = dims.back(),
+                       depth = tensor(op.a).dims.back();
+    for (std::int64_t i = 0; i < count(dims); ++i) {
+      const std::int64_t matrix = i / columns / rows;
+      double sum = 0;
+      for (std::int64_t k = 0; k < depth; ++k) {
+        sum += a[static_cast<std::size_t>(i / columns * depth + k)] *
+               b[static_cast<std::size_t>((matrix * depth + k) * columns + i % columns)];
+      }
+      values_[op.output].push_back(f32(sum));
+    }
+  }
+
   void eval(const Concat& op) {
     const Dims& dims = tensor(op.output).dims;
     const auto axis = static_cast<std::size_t>(op.axis);

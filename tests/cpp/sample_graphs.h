@@ -143,8 +143,15 @@ inline void build_every_op(ModelWriter& w) {
   op("where", Where{mixed, scaled, constant_one(w), chosen});
   const TensorId normal = f32("normal", {18});
   op("lrn", Lrn{chosen, normal, 3, 0.5F, 0.75F, 1.0F});
+  const TensorId wide = f32("wide", {3, 6}), tall = f32("tall", {6, 3});
+  op("wide", Reshape{normal, wide});
+  op("tall", Reshape{normal, tall});
+  const TensorId product = f32("product", {3, 3});
+  op("matmul", MatMul{wide, tall, product});
+  const TensorId products = f32("products", {9});
+  op("products", Reshape{product, products});
   const TensorId logits = f32("logits", {4});
-  op("linear", Linear{normal, logits, filled<float>(w, 72, 0.5F), filled<float>(w, 4, 0.0F)});
+  op("linear", Linear{products, logits, filled<float>(w, 36, 0.5F), filled<float>(w, 4, 0.0F)});
   const TensorId probabilities = f32("probabilities", {4});
   op("softmax", Softmax{logits, probabilities, 0, false});
   const TensorId best = add_tensor(g, "best", DType::kI64, {});

@@ -17,7 +17,7 @@ class ConcatStep final : public Step {
     row_ = element_count(out.dims) / outer_;
     for (const TensorId id : op.inputs.ids) {
       const std::size_t size = element_count(ctx.tensor(id).dims);
-      parts_.push_back({id, size / outer_, size});
+      parts_.push_back({id, size / outer_, ctx.tensor(id).is_constant ? 0 : size});
     }
     kernel = "copy";
   }
