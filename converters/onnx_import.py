@@ -132,11 +132,15 @@ def import_model(path: str | os.PathLike[str] | onnx.ModelProto, *, input_shapes
 
 
 def _refuse_weights_as_inputs(raw: RawGraph) -> None:
-    """An export without parameters declares each as an input, which would be taken for data with a batch axis."""
+    """An export without parameters declares each as an input, which would be taken for data with a batch axis.
+
+    An operand of MatMul with more than two axes may be data.
+    """
     problems = Problems()
-    names = {item.name for item in raw.inputs}
+    ranks = {item.name: len(item.shape or ()) for item in raw.inputs}
     for node in raw.nodes:
-        given = [f"'{name}'" for name in dict.fromkeys(node.inputs[1:]) if name in names - {node.inputs[0]}]
+        names = dict.fromkeys(name for name in node.inputs[1:] if name in ranks and name != node.inputs[0])
+        given = [f"'{name}'" for name in names if node.op != "MatMul" or ranks[name] <= 2]
         if not node.domain and node.op in _PARAMETERS and given:
             problems.add_node(
                 node,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..graph import Array, Node
 from .emitter import NotLowered, Stored
-from .moves import constant_for
+from .moves import constant_for, constant_tensor
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -151,7 +151,7 @@ def with_constant(
         stored = emit.plain(stored, node)
     value = constant_for(constant, stored, rank, node)
     broadcast = np.broadcast_shapes(stored.dims, value.shape)
-    operand: int = emit.writer.add_constant(emit.unique(f"{node.output}/constant"), value)
+    operand = constant_tensor(lowering, node, value)
     first, second = (operand, stored.tensor) if constant_first else (stored.tensor, operand)
     layout = stored.layout if stored.layout != "flat" or broadcast == stored.dims else "plain"
     fields: dict[str, Any] = {"a": first, "b": second, "kind": kind}

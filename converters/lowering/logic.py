@@ -10,7 +10,7 @@ import numpy as np
 from ..graph import Node
 from .emitter import NotLowered, Stored
 from .floats import binary_of, unary, with_constant
-from .moves import constant_for
+from .moves import constant_for, constant_tensor
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -76,7 +76,7 @@ def where(lowering: Lowering, node: Node) -> Stored:
             dims = np.broadcast_shapes(dims, live[name].dims)
             continue
         value = constant_for(graph.constants[name], Stored(0, (1,) * (rank - 1), layout), rank, node)
-        operands.append(emit.writer.add_constant(emit.unique(f"{node.output}/constant"), value))
+        operands.append(constant_tensor(lowering, node, value))
         dims = np.broadcast_shapes(dims, value.shape)
         size += value.nbytes
     fields = dict(zip(("condition", "a", "b"), operands, strict=True))

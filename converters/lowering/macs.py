@@ -10,10 +10,11 @@ from ... import _core
 from ..analysis import MacWeights, mac_weights
 from ..codebook import encode_codebook, integer_levels
 from ..coded_weights import encode_weights
-from ..graph import Array, Node
+from ..graph import Array, Batch, Node
 from ..values import weight_lattice
 from .emitter import NotLowered, Stored, feature_order
 from .integer import window_fields
+from .moves import constant_tensor, per_sample
 
 if TYPE_CHECKING:
     from .lower import Lowering
@@ -130,4 +131,35 @@ def _scaled_rows(weight: Array) -> tuple[Array, Array] | None:
     return (np.ravel(scale), levels) if np.array_equal(scale * levels, weight) else None
 
 
-RULES = {"Conv": conv, "Gemm": linear, "MatMul": linear}
+def mat_mul(lowering: Lowering, node: Node) -> Stored:
+    """A fully connected layer; or a product of matrices [N, ..., M, K] and [N, ..., K, O] for each sample on its own.
+
+    One of the two may be a constant [1, ..., K, O]. Axes that ONNX broadcasts have been written out.
+    """
+    graph = lowering.graph
+    if graph.is_constant(node.inputs[1]) and graph.constants[node.inputs[1]].ndim == 2:
+        return linear(lowering, node)
+    if graph.dtypes[node.output] != np.float32:
+        raise NotLowered(node, f"a product of {graph.dtypes[node.output]}; only float32 runs")
+    after = graph.shapes[node.output]
+    shapes = [graph.shapes[name] for name in node.inputs]
+    if len(after) < 3 or after[0] != Batch() or any(len(s) != len(after) or s[1:-2] != after[1:-2] for s in shapes):
+        found = " and ".join(str([str(dim) for dim in shape]) for shape in shapes)
+        raise NotLowered(node, f"its inputs {found} are no matrices of each sample")
+    emit, dims = lowering.emit, lowering.dims(node.output)
+    operands: list[int] = []
+    size = 0
+    for name in node.inputs:
+        if graph.is_constant(name):
+            value = per_sample(graph.constants[name], node)
+            size += value.nbytes
+            operands.append(constant_tensor(lowering, node, value))
+        else:
+            operands.append(emit.plain(lowering.float_of(name, node), node).tensor)
+    fields = dict(zip("ab", operands, strict=True))
+    tensor = emit.op("matmul", node, fields, dims, holds=node.output)
+    emit.row(node, "matmul", "matrix product", dims, "32", size, size)
+    return Stored(tensor, dims)
+
+
+RULES = {"Conv": conv, "Gemm": linear, "MatMul": mat_mul}

@@ -212,16 +212,13 @@ def gather(lowering: Lowering, node: Node) -> Stored:
 
 
 def concat(lowering: Lowering, node: Node) -> Stored:
-    if any(lowering.graph.is_constant(name) for name in node.inputs):
-        raise NotLowered(node, "it joins a constant")
-    emit = lowering.emit
-    parts = [lowering.float_of(name, node) for name in node.inputs]
-    if all(part.layout == "nhwc" for part in parts):
-        layout = "nhwc"
-    else:
-        layout = "plain"
-        parts = [emit.plain(part, node) for part in parts]
-    rank = len(lowering.graph.shapes[node.output])
+    emit, graph = lowering.emit, lowering.graph
+    live = {name: lowering.float_of(name, node) for name in node.inputs if not graph.is_constant(name)}
+    layout = "nhwc" if all(part.layout == "nhwc" for part in live.values()) else "plain"
+    if layout == "plain":
+        live = {name: emit.plain(part, node) for name, part in live.items()}
+    parts = [live[name] if name in live else _constant_part(lowering, node, name, layout) for name in node.inputs]
+    rank = len(graph.shapes[node.output])
     axis = _axis(parts[0], node.attrs["axis"], rank, node)
     dims = list(parts[0].dims)
     dims[axis] = sum(part.dims[axis] for part in parts)
@@ -229,6 +226,29 @@ def concat(lowering: Lowering, node: Node) -> Stored:
     tensor = emit.op("concat", node, fields, tuple(dims), holds=node.output, layout=layout)
     emit.row(node, "concat", "concat", tuple(dims), "32", 0, 0)
     return Stored(tensor, tuple(dims), layout)
+
+
+def _constant_part(lowering: Lowering, node: Node, name: str, layout: str) -> Stored:
+    value = per_sample(lowering.graph.constants[name], node)
+    if layout == "nhwc":
+        value = value.transpose(1, 2, 0)
+    return Stored(constant_tensor(lowering, node, value), value.shape, layout)
+
+
+def per_sample(constant: Array, node: Node) -> Array:
+    """A constant [1, ...] that stands for every sample of a batch, without the batch axis."""
+    if len(constant) != 1:
+        raise NotLowered(node, "a constant differs from sample to sample of the batch")
+    value: Array = constant[0]
+    return value
+
+
+def constant_tensor(lowering: Lowering, node: Node, value: Array) -> int:
+    emit = lowering.emit
+    tensor: int = emit.writer.add_constant(
+        emit.unique(f"{node.output}/constant"), np.ascontiguousarray(value, np.float32)
+    )
+    return tensor
 
 
 def pad(lowering: Lowering, node: Node) -> Stored:
@@ -286,10 +306,7 @@ def constant_for(constant: Array, stored: Stored, rank: int, node: Node) -> Arra
     value = constant.astype(np.float32)
     if value.ndim > rank:
         raise NotLowered(node, f"a constant of rank {value.ndim} meets a tensor of rank {rank}")
-    value = np.reshape(value, (1,) * (rank - value.ndim) + value.shape)
-    if len(value) != 1:
-        raise NotLowered(node, "a constant differs from sample to sample of the batch")
-    value = value[0]
+    value = per_sample(np.reshape(value, (1,) * (rank - value.ndim) + value.shape), node)
     if stored.layout == "nhwc":
         value = value.transpose(1, 2, 0)
     if stored.layout == "flat" and value.size > 1:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..evaluate import evaluate_node
 from ..graph import Array, Batch, Graph, Node, Shape
+from ..result_size import MAX_BYTES
 from .base import PassContext, PassResult, RuleError, fresh_name, tensor_names
 from .shape_rules import ARITHMETIC_OPS, COMPARISON_OPS, LOGIC_OPS, broadcast
 
 _BROADCASTING = ARITHMETIC_OPS | COMPARISON_OPS | LOGIC_OPS | {"Where", "PRelu"}
+# Their constants [1, ...] stand for every sample.
+_BROADCASTING_SAMPLES = frozenset({"Concat", "MatMul"})
 # What exporters compute of a constant that they have already filled or expanded.
 _ON_CONSTANTS = COMPARISON_OPS | LOGIC_OPS | frozenset("Abs Add Cast Div Identity Mul Neg Not Sign Sub Where".split())
 
@@ -19,7 +24,8 @@ class CollapseBroadcasts:
 
     Exporters write a bias [1, C, 1, 1] as an initializer [1, C, H, W], or expand it to Shape(x), or fill a tensor of
     Shape(x) with ones and negate it. Such an operand is replaced by the constant with size 1 along every axis that
-    repeats. So is x * expand(y) of run-time values by x * y.
+    repeats; the operand of a Concat (a class token) or a MatMul along the batch axis only. So is x * expand(y) of
+    run-time values by x * y.
     """
 
     name = "collapse_broadcasts"
@@ -27,7 +33,7 @@ class CollapseBroadcasts:
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         modified = False
         written_out: dict[str, Array] = {}  # the repeated part of each tensor that holds a constant for every sample
-        collapsed: dict[str, str] = {}
+        collapsed: dict[tuple[str, tuple[int, ...]], str] = {}
         expanded: dict[str, str] = {}  # run-time tensors, and what they repeat
         used = tensor_names(graph)
         for node in graph.nodes:
@@ -38,21 +44,26 @@ class CollapseBroadcasts:
                 written_out[node.output] = part
             if node.op == "Expand" and not graph.is_constant(node.inputs[0]):
                 expanded[node.output] = node.inputs[0]
-            for index, name in enumerate(node.inputs if node.op in _BROADCASTING else []):
-                if name in expanded and _keeps_shape(graph, node, index, graph.shapes[expanded[name]]):
+            of_samples = node.op in _BROADCASTING_SAMPLES and _has_batch(graph, node, written_out)
+            for index, name in enumerate(node.inputs if node.op in _BROADCASTING or of_samples else []):
+                if (
+                    name in expanded
+                    and not of_samples
+                    and _keeps_shape(graph, node, index, graph.shapes[expanded[name]])
+                ):
                     node.inputs[index] = expanded[name]
                     modified = True
-                small = self.check(graph, node, index, written_out)
+                small = (_one_sample if of_samples else self.check)(graph, node, index, written_out)
                 if small is None:
                     continue
-                if name not in collapsed:
-                    collapsed[name] = fresh_name(used, f"{name}__collapsed")
-                    new = collapsed[name]
+                key = (name, small.shape)
+                if key not in collapsed:
+                    collapsed[key] = fresh_name(used, f"{name}__collapsed")
+                    new = collapsed[key]
                     graph.constants[new] = small
                     graph.shapes[new], graph.dtypes[new] = small.shape, small.dtype
-                if graph.constants[collapsed[name]].shape == small.shape:
-                    node.inputs[index] = collapsed[name]
-                    modified = True
+                node.inputs[index] = collapsed[key]
+                modified = True
         return PassResult(modified)
 
     def check(self, graph: Graph, node: Node, index: int, written_out: dict[str, Array]) -> Array | None:
@@ -72,6 +83,23 @@ def _keeps_shape(graph: Graph, node: Node, index: int, shape: Shape) -> bool:
         return broadcast([*others, shape]) == graph.shapes[node.output]
     except RuleError:
         return False
+
+
+def _has_batch(graph: Graph, node: Node, written_out: dict[str, Array]) -> bool:
+    """Whether an operand depends on the data, so that the result has a batch axis whatever the others have."""
+    return any(name not in graph.constants and name not in written_out for name in node.inputs)
+
+
+def _one_sample(graph: Graph, node: Node, index: int, written_out: dict[str, Array]) -> Array | None:
+    """What a tensor that holds a constant for every sample has for one: [1, ...], all of it."""
+    name = node.inputs[index]
+    shape = graph.shapes[name]
+    if name not in written_out or shape[0] != Batch():
+        return None
+    sizes = tuple(dim for dim in shape[1:] if isinstance(dim, int))
+    if math.prod(sizes) * written_out[name].itemsize > MAX_BYTES:
+        return None
+    return np.ascontiguousarray(np.broadcast_to(written_out[name], (1, *sizes)))
 
 
 def _written_out(graph: Graph, node: Node, known: dict[str, Array]) -> Array | None:

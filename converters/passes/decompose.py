@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -240,6 +241,56 @@ def _conv_transpose(maker: _Maker) -> bool:
     return True
 
 
+def _mat_mul(maker: _Maker) -> bool:
+    """C x = (x^T C^T)^T for a constant matrix C: a layer with weights. Other products have their leading axes expanded.
+
+    A constant vector is a matrix of one row or column.
+    """
+    node, graph = maker.node, maker.graph
+    after = graph.shapes[node.output]
+    left, right = (_constant_matrix(maker, index) for index in range(2))
+    rank = len(maker.shape(1))
+    if left is not None and len(maker.shape(0)) <= rank > 2:
+        swapped = [*range(rank - 2), rank - 1, rank - 2]
+        turned = maker.op("Transpose", node.inputs[1], perm=swapped)
+        product = maker.op("MatMul", turned, maker.constant(left.T, left.dtype))
+        maker.nodes[-1].name = node.name
+        columns = maker.op("Transpose", product, perm=swapped)
+        if graph.constants[node.inputs[0]].ndim == 1:
+            maker.op("Reshape", columns, shape=after)
+        return True
+    if right is not None:
+        before = graph.constants[node.inputs[1]]
+        if before.ndim == 2 or before.ndim > len(maker.shape(0)):
+            return False
+        product = maker.op("MatMul", node.inputs[0], maker.constant(right, right.dtype))
+        maker.nodes[-1].name = node.name
+        if before.ndim == 1:
+            maker.op("Reshape", product, shape=after)
+        return True
+    if len(after) < 3 or after[0] != Batch() or min(len(maker.shape(index)) for index in range(2)) < 2:
+        return False
+    inputs: list[str] = []
+    for name in node.inputs:
+        batch = 1 if name in graph.constants else after[0]
+        wanted: Shape = (batch, *after[1:-2], *graph.shapes[name][-2:])
+        expanded = graph.shapes[name] != wanted
+        inputs.append(maker.op("Expand", name, shape=wanted) if expanded else name)
+    if inputs == node.inputs:
+        return False
+    maker.op("MatMul", *inputs)
+    maker.nodes[-1].name = node.name
+    return True
+
+
+def _constant_matrix(maker: _Maker, index: int) -> Array | None:
+    """A constant operand of a MatMul that is the same for every sample and leading index."""
+    value = maker.graph.constants.get(maker.node.inputs[index])
+    if value is None or value.ndim == 0 or value.size != math.prod(value.shape[-2:]):
+        return None
+    return value.reshape((1, -1) if index == 0 else (-1, 1)) if value.ndim == 1 else value.reshape(value.shape[-2:])
+
+
 def _lifted(shape: Shape, axis: int) -> Shape:
     """[N, C, L] as [N, C, 1, L], for a one-dimensional window, or tokens [N, T, C] as a row [N, 1, T, C]."""
     return (*shape[:axis], 1, *shape[axis:])
@@ -423,6 +474,7 @@ _RULES: dict[str, Callable[[_Maker], bool]] = {
     "Expand": _expand,
     "Pad": _mirrored_pad,
     "ConvTranspose": _conv_transpose,
+    "MatMul": _mat_mul,
     **dict.fromkeys(ELEMENTWISE, _elementwise_on_lifted),
     "Reshape": _reshape,
     "Conv": _one_dimensional,

@@ -680,6 +680,12 @@ def _concat(inputs: RuleInputs) -> list[Typed]:
     shapes = [inputs.shape(index) for index in range(len(node.inputs))]
     axis = node.attrs["axis"] = normal_axis(node.attrs["axis"], len(shapes[0]))
     dtype = _same_dtype(inputs, range(len(shapes)))
+    if axis != 0 and any(shape[:1] == (Batch(),) for shape in shapes):
+        # A constant [1, ...] is joined to every sample.
+        shapes = [
+            (Batch(), *shape[1:]) if constant is not None and shape[:1] == (1,) else shape
+            for shape, constant in zip(shapes, inputs.constants, strict=True)
+        ]
     first = shapes[0]
     for shape in shapes[1:]:
         if len(shape) != len(first) or shape[:axis] + shape[axis + 1 :] != first[:axis] + first[axis + 1 :]:
@@ -716,7 +722,7 @@ def _slice(inputs: RuleInputs) -> list[Typed]:
     dims = list(shape)
     for axis, start, end, step in zip(attrs["axes"], attrs["starts"], attrs["ends"], attrs["steps"], strict=True):
         dims[axis] = len(range(start, end, step))
-    if 0 in dims:
+    if 0 in dims and len(dims) > 1:  # of a list of sizes it may be nothing
         raise RuleError(f"nothing of {shape_text(shape)} is left")
     return [(tuple(dims), inputs.dtype(0))]
 

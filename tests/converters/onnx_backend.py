@@ -21,7 +21,8 @@ from tac_engine.converters.onnx_file import HALF_TYPES
 import tac_engine
 from tac_engine.errors import TacError
 
-# Positions that networks have constants at: shapes, axes, weights and parameters. The tests feed all of them.
+# Positions that networks have constants at: shapes, axes, weights and parameters. The tests feed all of them. (Where
+# MatMul's second operand has more than two axes, it is that of attention and no weight.)
 _CONSTANT_INPUTS: dict[str, frozenset[int]] = dict.fromkeys(
     """BatchNormalization Clip Conv ConvInteger ConvTranspose DequantizeLinear Dropout Expand Gather Gemm
     GroupNormalization InstanceNormalization LayerNormalization MatMul MatMulInteger PRelu Pad QLinearConv QLinearMatMul
@@ -105,7 +106,10 @@ def as_network(op: str, case: TestCase) -> tuple[onnx.ModelProto, dict[str, Arra
     nodes = model.graph.node
     rank = max((array.ndim for array in feeds.values()), default=0)
     for position, name in enumerate(nodes[0].input if len(nodes) == 1 else list(feeds)):
-        if name in feeds and (position in _CONSTANT_INPUTS.get(op, ()) or feeds[name].ndim < rank):
+        if name not in feeds:
+            continue
+        is_constant = position in _CONSTANT_INPUTS.get(op, ()) and not (op == "MatMul" and feeds[name].ndim > 2)
+        if is_constant or feeds[name].ndim < rank:
             model.graph.initializer.append(numpy_helper.from_array(feeds.pop(name), name))
     if len(nodes) == 1 and op in ELEMENTWISE_OPS and rank < 2:
         feeds = {name: array.reshape(1, -1) for name, array in feeds.items()}

@@ -761,14 +761,14 @@ def test_every_offender_is_named_with_its_reason(tmp_path: Path) -> None:
     net = Net(("N", 4, 8, 8))
     first = net.op("Atan", "x")
     second = net.op("Gather", "x", net.constant([[0]], np.int64), axis=1)
-    third = net.op("MatMul", "x", "x")
+    third = net.op("MatMul", net.op("Flatten", "x"), net.constant(np.ones((2, 256, 3))))
     model = net.model(first, outputs=(second, third))
     with pytest.raises(UnsupportedModelError) as caught:
         convert(model, tmp_path)
     message = str(caught.value)
     assert "'Atan_0' (Atan)" in message
     assert "'Gather_1' (Gather): its indices have rank 2" in message
-    assert "'MatMul_2' (MatMul)" in message
+    assert "'MatMul_3' (MatMul)" in message
     assert not (tmp_path / "model.tacbin").exists()
 
 
