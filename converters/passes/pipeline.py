@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..graph import Graph
 from .base import Pass, PassContext
+from .batch_first import BatchFirst
 from .collapse_broadcasts import CollapseBroadcasts
 from .decompose import Decompose
 from .expand_integer_ops import ExpandDynamicQuantization, ExpandIntegerOps
@@ -27,6 +28,7 @@ PASSES: tuple[Pass, ...] = (
     CollapseBroadcasts(),
     RemoveDeadNodes(),
     Decompose(),
+    BatchFirst(),
 )
 
 # Each round resolves one more level of "a shape that follows from a constant that follows from a shape".
