@@ -161,7 +161,7 @@ def _by_index(node: Node, values: list[Array | None]) -> Array:
     inputs: list[Array | None] = [np.arange(source.size, dtype=np.int64).reshape(source.shape)]
     inputs += [None if value is None else np.asarray(value, np.int64) for value in values[1:]]
     positions = evaluate_node(node, inputs)[0]
-    return np.asarray(source.ravel()[positions.astype(np.int64)])
+    return np.asarray(source.ravel()[positions.astype(np.int64)], object)  # of a single position too
 
 
 def _concat(node: Node, values: list[Array | None]) -> Array:
