@@ -735,6 +735,56 @@ class JoinedSigns(nn.Module):
 add("joined_signs", JoinedSigns, (4, 8, 8), step=0.5)
 
 
+def sign_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """A layer of BiT and its like: signs of shifted activations, signs of weights with a scale for the layer."""
+    weight = layer.weight.abs().mean() * torch.sign(layer.weight)
+    return F.linear(torch.sign(x), weight, layer.bias)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP on binary layers, float products of matrices and float shortcuts."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        qkv = sign_linear(self.norm1(x), self.qkv).reshape(n, t, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = self.attend(q, k, v).transpose(1, 2).reshape(n, t, c)
+        x = x + sign_linear(y, self.proj)
+        y = F.gelu(sign_linear(self.norm2(x), self.fc1))
+        return x + sign_linear(y - 0.2, self.fc2)
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, width: int = 16, heads: int = 2, patch: int = 4, tokens: int = 9) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.class_token = nn.Parameter(torch.linspace(-1, 1, width).reshape(1, 1, width))
+        positions = torch.sin(torch.arange((tokens + 1) * width) * 0.37).reshape(1, tokens + 1, width)
+        self.positions = nn.Parameter(positions)
+        self.blocks = nn.Sequential(TransformerBlock(width, heads), TransformerBlock(width, heads))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+add("vision_transformer", VisionTransformer, (3, 12, 12))
+add("vision_transformer_dynamic_batch", VisionTransformer, (3, 12, 12), batch="batch")
+
+
 # Files that exporters get wrong ---------------------------------------------------------------------------------------
 
 
