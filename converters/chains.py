@@ -334,10 +334,12 @@ def accumulator_steps(
     steps = len(levels.levels) - 1
     upward = np.where(descending, steps - index, index)  # ascending along the accumulator in every channel
     # The first integer, and the one before it, at which each channel has passed each step: [steps, C].
-    first = np.stack([np.count_nonzero(upward <= passed, axis=0) for passed in range(steps)])
+    first = np.zeros((steps, channels), np.int64)
+    for passed in range(steps):
+        first[passed] = np.count_nonzero(upward <= passed, axis=0)
     always, never = first == 0, first == len(integers)
     high = integers[np.where(never, 0, first)]
-    low = np.where(first == 0, high, integers[first - 1])
+    low = np.where(always | never, high, integers[first - 1])
     while np.any(high - low > step):
         middle = low + (high - low) // step // 2 * step
         (found,) = evaluate_chain(graph, chain, root_at(middle))

@@ -154,6 +154,17 @@ def test_batch_norm_before_a_sign_gives_a_threshold_per_channel_and_direction() 
         assert np.sign(values[0, row]) != np.sign(values[1, row])
 
 
+def test_sums_that_all_give_one_level_have_no_threshold() -> None:
+    graph = elementwise_graph([Node("Abs", "a", ["x"], ["h"]), Node("Sign", "s", ["h"], ["y"])], {})
+    chain = next(trace(graph, "y", stop=lambda name: False, through_pool=True))
+    steps = accumulator_steps(
+        graph, chain, np.array([-3, 5]), 8, lambda at: np.repeat(at, 4, axis=1).astype(np.float32)
+    )
+    assert isinstance(steps, Steps)
+    assert steps.thresholds.shape == (4, 0)
+    np.testing.assert_array_equal(steps.values, [1.0])
+
+
 def test_quantizer_levels_and_half_even_ties() -> None:
     nodes = [
         Node("Clip", "c", ["x", "lo", "hi"], ["c"]),
