@@ -418,6 +418,23 @@ class ReferenceModel:
 
         return self._in_blocks({**feeds, **given}, evaluate)[name]
 
+    def exact_sums(self, name: str, values: Mapping[str, Array]) -> tuple[Array, Array] | None:
+        """The tensor ``name`` of a Conv, Gemm or MatMul with sums in float64, and how far float32 sums can be off.
+
+        ``values`` has what the node reads. The second is four units in the last place of the sum of magnitudes. None
+        where another operator writes the tensor.
+        """
+        node = next((node for node in self.nodes if name in node.outputs), None)
+        if node is None or node.op not in ("Conv", "Gemm", "MatMul") or node.domain:
+            return None
+        inputs = [(values[i] if i in values else self._constants.get(i)) if i else None for i in node.inputs]
+        if any(value is None and name for value, name in zip(inputs, node.inputs, strict=True)):
+            return None
+        wide = [None if value is None else value.astype(np.float64) for value in inputs]
+        (sums,) = evaluate_node(node, wide)
+        (magnitudes,) = evaluate_node(node, [None if value is None else np.abs(value) for value in wide])
+        return sums.astype(np.float32), (magnitudes * 2.0**-22).astype(np.float32)
+
     def _in_blocks(
         self,
         feeds: Mapping[str, Array],

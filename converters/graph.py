@@ -73,7 +73,8 @@ class Graph:
     ``constants`` has every initializer and every folded result. ``shapes`` and ``dtypes`` cover every tensor. ``opset``
     is the version of the ONNX domain "". ``source`` is the path that the model came from, for messages. ``leveled``:
     tensors whose levels are no multiples of the values that the model has there, for ``verify``. ``half_types``: the
-    16-bit floats of the file, float32 here.
+    16-bit floats of the file, float32 here. ``views``: tensors that have an axis of size 1 more than the one of the
+    model that they stand for, by their name.
 
     ``producers`` and ``positions`` are made when first asked for; passes, which change nodes, do not ask, and rewrites
     call :meth:`replace_nodes`.
@@ -89,10 +90,14 @@ class Graph:
     source: str = ""
     leveled: dict[str, StepOf] = field(default_factory=dict)
     half_types: tuple[str, ...] = ()
+    views: dict[str, str] = field(default_factory=dict)
 
     def producer(self, tensor: str) -> Node | None:
         """The node that writes ``tensor``; None for inputs and constants."""
         return self.producers.get(tensor)
+
+    def add_view(self, tensor: str, of: str) -> None:
+        self.views[tensor] = self.views.get(of, of)
 
     def is_constant(self, tensor: str) -> bool:
         return tensor in self.constants

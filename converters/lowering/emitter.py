@@ -117,7 +117,7 @@ class Emitter:
                 "op": name,
                 "kind": kind,
                 "tensor": tensor_name,
-                "onnx_tensor": holds,
+                "onnx_tensor": self._of_model(holds),
                 "layout": layout,
                 "low_bit": dtype == "bits",
             }
@@ -126,16 +126,24 @@ class Emitter:
             if arithmetic:
                 layer["arithmetic"] = arithmetic
             if root:
-                layer["root"] = root
+                layer["root"] = self._of_model(root)
             if dtype == "bits" and holds in self.graph.leveled:
                 step = self.graph.leveled[holds]
-                layer |= {"onnx_tensor": step.tensor, "middles": step.middles, "levels": step.levels}
+                layer |= {"onnx_tensor": self._of_model(step.tensor), "middles": step.middles, "levels": step.levels}
             self.layers.append(layer)
         return tensor
 
     def mark_quantizer(self, root: str) -> None:
         """Says that the op added last holds a quantizer's result, made element by element from the ONNX tensor."""
-        self.layers[-1]["root"] = root
+        self.layers[-1]["root"] = self._of_model(root)
+
+    def mark_thresholds(self, root: str) -> None:
+        """Says that the op added last compared the sums that the ONNX tensor holds with thresholds, as integers."""
+        if self.layers:
+            self.layers[-1]["thresholds_on"] = self._of_model(root)
+
+    def _of_model(self, tensor: str) -> str:
+        return self.graph.views.get(tensor, tensor)
 
     def mark_sums(self, layer: str) -> None:
         """Says that the op added last holds the sums of the integer layer of that name, scaled."""

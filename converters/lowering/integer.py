@@ -255,6 +255,8 @@ def _layer(
             "reshape", mac.node, {"input": tensor}, dims, dtype=dtype, encoding=encoding, holds=holds, helper=True
         )
     if encoding is not None:
+        if holds:
+            emit.mark_thresholds(mac.node.output)
         emit.fused.append(mac.node.name or mac.node.output)
     return StoredBits(tensor, dims, encoding or BINARY, text)
 

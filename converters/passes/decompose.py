@@ -312,10 +312,13 @@ def _one_dimensional(maker: _Maker) -> bool:
     begin, end = attrs["pads"]
     attrs["pads"] = [0, begin, 0, end]
     inputs = [maker.op("Reshape", node.inputs[0], shape=_lifted(shape, 2)), *node.inputs[1:]]
+    maker.graph.add_view(inputs[0], node.inputs[0])
     if node.op == "Conv":
         weight = maker.weights(1, "weight")
         inputs[1] = maker.constant(weight[:, :, np.newaxis], weight.dtype)
-    maker.op("Reshape", maker.op(node.op, *inputs, **attrs), shape=maker.graph.shapes[node.output])
+    result = maker.op(node.op, *inputs, **attrs)
+    maker.graph.add_view(result, node.output)
+    maker.op("Reshape", result, shape=maker.graph.shapes[node.output])
     return True
 
 
@@ -409,8 +412,10 @@ def _lift(maker: _Maker, node: Node, axis: int, lifted: dict[str, str]) -> str:
             lifted[name] = maker.constant(np.expand_dims(full, axis), value.dtype)
         elif name not in lifted:
             lifted[name] = maker.op("Reshape", name, shape=_lifted(graph.shapes[name], axis))
+            graph.add_view(lifted[name], name)
         inputs[place] = lifted[name]
     lifted[node.output] = maker.op(node.op, *inputs, domain=node.domain, **attrs)
+    graph.add_view(lifted[node.output], node.output)
     return lifted[node.output]
 
 

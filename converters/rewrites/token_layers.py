@@ -38,6 +38,8 @@ def token_layers(analysis: Analysis) -> bool:
         for name, width in ((row, channels), (product, graph.shapes[node.output][2])):
             graph.shapes[name], graph.dtypes[name] = (batch, 1, count, width), np.dtype(np.float32)
         build.nodes[-1].name = node.name
+        graph.add_view(row, tokens)
+        graph.add_view(product, node.output)
         build.add("Reshape", product, output=node.output, shape=graph.shapes[node.output])
         nodes += build.nodes
     if len(nodes) == len(graph.nodes):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from nets import Net
+from nets import Net, save
 from onnx_models import floats, parse
 from tac_engine.converters import convert
 from tac_engine.converters.evaluate import ReferenceModel
@@ -119,7 +119,7 @@ def test_a_rounding_flip_is_counted_and_its_sample_not_judged() -> None:
     assert result.ok
     assert result.rounding_flips == 1
     assert "in 1 of 16 samples" in str(result)
-    assert "first in 'quantize' (1 of 300 elements)" in str(result)
+    assert "first in 'quantize' (1 flipped)" in str(result)
     # What follows a flip is no difference: the others agree in every layer.
     assert result.first_divergence is None
     assert result.flips == 0
@@ -235,3 +235,28 @@ def test_given_data_are_used_and_checked(files: tuple[Path, Path]) -> None:
         verify(*files, data=floats(7, 4, 4, 2))
     with pytest.raises(InvalidInputError, match="samples is 0"):
         verify(*files, samples=0)
+
+
+def _ties(folder: Path, shift: float) -> tuple[Path, Path]:
+    """Signs of sums of +-0.0137, with a threshold ``shift`` from 0, which those sums meet."""
+    folder.mkdir()
+    net = Net(("N", 8, 6, 6))
+    weight = np.float32(0.0137) * net.signs(16, 8, 3, 3)
+    x = net.conv(net.op("Where", net.op("Less", "x", net.constant(0)), net.constant(-1), net.constant(1)), weight)
+    x = net.op("Add", x, net.constant(shift))
+    x = net.op("Where", net.op("Less", x, net.constant(0)), net.constant(-1), net.constant(1))
+    source, target = save(net.model(net.conv(x, net.signs(4, 16, 1, 1))), folder), folder / "model.tacbin"
+    convert(source, target)
+    return source, target
+
+
+def test_sums_that_meet_a_threshold_are_no_difference_but_other_sums_are(tmp_path: Path) -> None:
+    onnx_path, target = _ties(tmp_path / "at zero", 0.0)
+    result = verify(onnx_path, target)
+    assert result.rounding_flips > 0
+    assert all(layer.ok for layer in result.layers)
+    # A threshold two steps of the sums away is no rounding.
+    _, other = _ties(tmp_path / "beside", 3 * 0.0137)
+    result = verify(onnx_path, other)
+    assert not result.ok
+    assert not all(layer.ok for layer in result.layers)
