@@ -23,7 +23,16 @@ from .chains import (
 from .graph import Array, Graph, Node, Shape, StepOf
 from .integers import MAX_EXACT_FLOAT
 from .value_sets import few_values
-from .values import MAX_LEVELS, Encoding, Table, WeightLattice, encode_levels, small_lattice, weight_lattice
+from .values import (
+    MAX_LEVELS,
+    Encoding,
+    Table,
+    WeightLattice,
+    distinct_values,
+    encode_levels,
+    small_lattice,
+    weight_lattice,
+)
 
 MAC_OPS = frozenset({"Conv", "Gemm", "MatMul"})
 # Elementwise ops that run on floats as they are; the others of ELEMENTWISE must turn out to be step functions.
@@ -268,6 +277,17 @@ def _mark(analysis: Analysis) -> None:
             analysis.want_float.add(root)
 
 
+def _why_not_by_rank(analysis: Analysis, constant: MacWeights, rank: int) -> str:
+    """Where both operands have few values, rewrites bring them to a rank that is packed."""
+    weights = weight_lattice(constant.weight)
+    if isinstance(weights, str):
+        return weights
+    real = analysis.steps_of(constant.activation)
+    return (
+        f"activation '{constant.activation}' is real: {real}" if isinstance(real, str) else f"its input has rank {rank}"
+    )
+
+
 def _has_comparison(analysis: Analysis, tensor: str) -> bool:
     """Whether ``tensor`` is made by elementwise ops some of which do not run on floats."""
     chains = trace(analysis.graph, tensor, stop=lambda name: name in analysis.integer, through_pool=False)
@@ -281,12 +301,14 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         return constant
     rank = len(graph.shapes[constant.activation])
     if rank not in (2, 4) or (node.op != "Conv" and rank != 2):
-        return f"its input has rank {rank}"
+        return _why_not_by_rank(analysis, constant, rank)
     if node.op == "Conv" and node.attrs["group"] > 1 and constant.weight.shape[1] == 1:
         return "a depthwise layer: its bits would fill one of 64 places of a word, floats are ten times as fast"
     weights = weight_lattice(constant.weight)
     if isinstance(weights, str):
-        return weights
+        few = distinct_values(constant.weight[0], MAX_LEVELS) is not None
+        real = bit_source(analysis, constant.activation) if few else ""
+        return f"activation '{constant.activation}' is real: {real}" if few and isinstance(real, str) else weights
     source = bit_source(analysis, constant.activation)
     if isinstance(source, str):
         packed = _packed_again(analysis, node, constant.activation)

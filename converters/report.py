@@ -73,10 +73,8 @@ class ConversionReport:
                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))
             ]
             lines.append("  ".join(cells).rstrip())
-        ratio = self.float_bytes / self.file_bytes if self.file_bytes else 0.0
-        lines.append(
-            f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)} ({ratio:.1f}x smaller)"
-        )
+        smaller = f" ({self.float_bytes / self.file_bytes:.1f}x smaller)" if self.file_bytes < self.float_bytes else ""
+        lines.append(f"float32 constants {_size(self.float_bytes)}, file {_size(self.file_bytes)}{smaller}")
         return "\n".join([*lines, *self.notes, *(["", *map(str, self.explanations)] if self.explanations else [])])
 
 

@@ -317,6 +317,7 @@ def _one_dimensional(maker: _Maker) -> bool:
         weight = maker.weights(1, "weight")
         inputs[1] = maker.constant(weight[:, :, np.newaxis], weight.dtype)
     result = maker.op(node.op, *inputs, **attrs)
+    maker.nodes[-1].name = node.name
     maker.graph.add_view(result, node.output)
     maker.op("Reshape", result, shape=maker.graph.shapes[node.output])
     return True

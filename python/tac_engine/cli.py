@@ -535,6 +535,8 @@ def _batches(
 def _read_labels(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path}: not a UTF-8 text file: {error}") from error
 
@@ -700,7 +702,10 @@ def _train(args: argparse.Namespace) -> int:
         print(json.dumps(card, indent=2))
     else:
         print(f"{args.out}: {card['tacbin_test_accuracy']:.2f} % of the test images, {card['tacbin_bytes']} bytes")
-    return 0 if card["verify"]["ok"] else EXIT_DIFFERS
+    if card["verify"]["ok"]:
+        return 0
+    print(f"{args.out}: model.tacbin and model.onnx differ, or no sample decides: report.md", file=sys.stderr)
+    return EXIT_DIFFERS
 
 
 def _backends(args: argparse.Namespace) -> int:

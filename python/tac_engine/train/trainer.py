@@ -89,7 +89,10 @@ class Trainer:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe, data.input_shape, len(data.classes))
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(f"{out}: no folder can be made there: {error.strerror}") from None
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
         self.model.to(self.device, memory_format=torch.channels_last)
