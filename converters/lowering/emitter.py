@@ -138,9 +138,8 @@ class Emitter:
         self.layers[-1]["root"] = self._of_model(root)
 
     def mark_thresholds(self, root: str) -> None:
-        """Says that the op added last compared the sums that the ONNX tensor holds with thresholds, as integers."""
-        if self.layers:
-            self.layers[-1]["thresholds_on"] = self._of_model(root)
+        """Says that the op added last gives the sums that the ONNX tensor holds, compared with integer thresholds."""
+        self.layers[-1]["thresholds_on"] = self._of_model(root)
 
     def _of_model(self, tensor: str) -> str:
         return self.graph.views.get(tensor, tensor)

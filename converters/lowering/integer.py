@@ -37,6 +37,8 @@ def bits_of(lowering: Lowering, tensor: str, node: Node) -> StoredBits:
             made = _quantize_floats(lowering, mac, thresholds, steps, encoding, node)
         if steps.chain.pool is not None:
             made = _bit_pool(lowering, made, steps.chain.pool, steps.chain.result, steps)
+            if analysis.is_fused(root):
+                lowering.emit.mark_thresholds(root)
         return made
     stored = lowering.float_of(root, node)
     rank = len(lowering.graph.shapes[root])

@@ -237,12 +237,14 @@ def test_given_data_are_used_and_checked(files: tuple[Path, Path]) -> None:
         verify(*files, samples=0)
 
 
-def _ties(folder: Path, shift: float) -> tuple[Path, Path]:
+def _ties(folder: Path, shift: float, pooled: bool = False) -> tuple[Path, Path]:
     """Signs of sums of +-0.0137, with a threshold ``shift`` from 0, which those sums meet."""
     folder.mkdir()
     net = Net(("N", 8, 6, 6))
     weight = np.float32(0.0137) * net.signs(16, 8, 3, 3)
     x = net.conv(net.op("Where", net.op("Less", "x", net.constant(0)), net.constant(-1), net.constant(1)), weight)
+    if pooled:
+        x = net.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     x = net.op("Add", x, net.constant(shift))
     x = net.op("Where", net.op("Less", x, net.constant(0)), net.constant(-1), net.constant(1))
     source, target = save(net.model(net.conv(x, net.signs(4, 16, 1, 1))), folder), folder / "model.tacbin"
@@ -250,13 +252,14 @@ def _ties(folder: Path, shift: float) -> tuple[Path, Path]:
     return source, target
 
 
-def test_sums_that_meet_a_threshold_are_no_difference_but_other_sums_are(tmp_path: Path) -> None:
-    onnx_path, target = _ties(tmp_path / "at zero", 0.0)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_sums_that_meet_a_threshold_are_no_difference_but_other_sums_are(tmp_path: Path, pooled: bool) -> None:
+    onnx_path, target = _ties(tmp_path / "at zero", 0.0, pooled)
     result = verify(onnx_path, target)
     assert result.rounding_flips > 0
     assert all(layer.ok for layer in result.layers)
     # A threshold two steps of the sums away is no rounding.
-    _, other = _ties(tmp_path / "beside", 3 * 0.0137)
+    _, other = _ties(tmp_path / "beside", 3 * 0.0137, pooled)
     result = verify(onnx_path, other)
     assert not result.ok
     assert not all(layer.ok for layer in result.layers)
