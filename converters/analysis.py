@@ -277,15 +277,8 @@ def _mark(analysis: Analysis) -> None:
             analysis.want_float.add(root)
 
 
-def _why_not_by_rank(analysis: Analysis, constant: MacWeights, rank: int) -> str:
-    """Where both operands have few values, rewrites bring them to a rank that is packed."""
-    weights = weight_lattice(constant.weight)
-    if isinstance(weights, str):
-        return weights
-    real = analysis.steps_of(constant.activation)
-    return (
-        f"activation '{constant.activation}' is real: {real}" if isinstance(real, str) else f"its input has rank {rank}"
-    )
+def _is_real(constant: MacWeights, why: str) -> str:
+    return f"activation '{constant.activation}' is real: {why}"
 
 
 def _has_comparison(analysis: Analysis, tensor: str) -> bool:
@@ -299,16 +292,19 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
     constant = mac_weights(graph, node)
     if isinstance(constant, str):
         return constant
+    weights = weight_lattice(constant.weight)
     rank = len(graph.shapes[constant.activation])
     if rank not in (2, 4) or (node.op != "Conv" and rank != 2):
-        return _why_not_by_rank(analysis, constant, rank)
+        if isinstance(weights, str):
+            return weights
+        real = analysis.steps_of(constant.activation)
+        return _is_real(constant, real) if isinstance(real, str) else f"its input has rank {rank}"
     if node.op == "Conv" and node.attrs["group"] > 1 and constant.weight.shape[1] == 1:
         return "a depthwise layer: its bits would fill one of 64 places of a word, floats are ten times as fast"
-    weights = weight_lattice(constant.weight)
     if isinstance(weights, str):
         few = distinct_values(constant.weight[0], MAX_LEVELS) is not None
-        real = bit_source(analysis, constant.activation) if few else ""
-        return f"activation '{constant.activation}' is real: {real}" if few and isinstance(real, str) else weights
+        source = bit_source(analysis, constant.activation) if few else None
+        return _is_real(constant, source) if isinstance(source, str) else weights
     source = bit_source(analysis, constant.activation)
     if isinstance(source, str):
         packed = _packed_again(analysis, node, constant.activation)
@@ -319,7 +315,7 @@ def _integer_mac(analysis: Analysis, node: Node) -> IntegerMac | str:
         is_image = graph.producer(origin) is None  # which nobody expects to be signs
         if weights.values == (-1, 1) and not is_image and origin not in analysis.rounded:
             hint = " (the weights are +-1: if the activations should be too, the exporter dropped their sign)"
-        return f"activation '{constant.activation}' is real: {source}{hint}"
+        return _is_real(constant, f"{source}{hint}")
     if source.pads != (0, 0, 0, 0) and node.op != "Conv":
         return "a padded tensor feeds a fully connected layer"
     if any(source.pads) and any(node.attrs["pads"]) and source.pad_level != 0:

@@ -141,12 +141,12 @@ class Emitter:
         """Says that the op added last gives the sums that the ONNX tensor holds, compared with integer thresholds."""
         self.layers[-1]["thresholds_on"] = self._of_model(root)
 
-    def _of_model(self, tensor: str) -> str:
-        return self.graph.views.get(tensor, tensor)
-
     def mark_sums(self, layer: str) -> None:
         """Says that the op added last holds the sums of the integer layer of that name, scaled."""
         self.layers[-1]["sums"] = layer
+
+    def _of_model(self, tensor: str) -> str:
+        return self.graph.views.get(tensor, tensor)
 
     def _tensor_name(self, node: Node, kind: str, holds: str, layout: str, dtype: str) -> str:
         if not holds:

@@ -466,7 +466,7 @@ def _sum_over_leading_axis(maker: _Maker) -> bool:
 _MAX_TERMS = 1 << 10  # operators that take the place of one
 _NO_ARRAY = np.zeros(0)
 # Their inputs behind the first have shapes of their own, whatever the first one's.
-_WITH_VECTORS = frozenset({"BatchNormalization", "Clip", "DequantizeLinear", "MultiThreshold", "QuantizeLinear"})
+_WITH_VECTORS = (ELEMENTWISE - POINTWISE) | {"Clip"}
 # On maps [N, C, H, W], their channels must be on one of these axes.
 _ON_MAPS = {"BatchNormalization": (1,), "MultiThreshold": (1, 3)}
 

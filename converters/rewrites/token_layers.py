@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ...errors import UnsupportedModelError
-from ..analysis import Analysis, mac_weights
+from ..analysis import Analysis, mac_weights, moved_from
 from ..chains import Steps
 from ..graph import Node
 from ..passes.base import NodeBuilder, PassContext, Problems, fresh_name, tensor_names
@@ -35,8 +33,6 @@ def token_layers(analysis: Analysis) -> bool:
         batch, count, channels = graph.shapes[tokens]
         row = build.add("Reshape", tokens, shape=(batch, 1, count, channels))
         product = build.add("MatMul", row, weight)
-        for name, width in ((row, channels), (product, graph.shapes[node.output][2])):
-            graph.shapes[name], graph.dtypes[name] = (batch, 1, count, width), np.dtype(np.float32)
         build.nodes[-1].name = node.name
         graph.add_view(row, tokens)
         graph.add_view(product, node.output)
@@ -60,7 +56,4 @@ def _is_token_layer(analysis: Analysis, node: Node) -> bool:
     constant = mac_weights(graph, node)
     if isinstance(constant, str) or isinstance(weight_lattice(constant.weight), str):
         return False
-    tensor = constant.activation
-    while (moved := graph.producer(tensor)) is not None and moved.op in ("Reshape", "Transpose"):
-        tensor = moved.inputs[0]
-    return isinstance(analysis.steps_of(tensor), Steps)
+    return isinstance(analysis.steps_of(moved_from(graph, constant.activation)), Steps)

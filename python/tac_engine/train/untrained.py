@@ -15,7 +15,7 @@ import torch
 import tac_engine
 
 from ..bench import bench
-from ..cli import EXIT_ERROR, number, positive
+from ..cli import EXIT_DIFFERS, EXIT_ERROR, number, positive
 from ..converters.verify import verify
 from ..errors import TacError
 from .compression import compress_linears, prune_linears
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TacError, ImportError, OSError) as error:
         print(f"tac-engine: error: {error}", file=sys.stderr)
         return EXIT_ERROR
-    return 0 if verification.ok else 1
+    return 0 if verification.ok else EXIT_DIFFERS
 
 
 if __name__ == "__main__":
