@@ -183,8 +183,10 @@ TEST_P(CodebookLinearF32, WritesOnlyTheBlocksAskedFor) {
 
 TEST_P(CodebookLinearF32, AgreesWithReferenceOverMoreInputsThanAChunk) {
   for (const std::size_t batch : {1, 5}) {
-    for (const std::size_t zeros : {0, 4, 8})
-      check_all({.batch = batch, .inputs = 4500, .outputs = 140, .zeros_in_8 = zeros});
+    for (const std::size_t zeros : {0, 4, 8}) {
+      for (const std::size_t outputs : {140, 150, 170})
+        check_all({.batch = batch, .inputs = 4500, .outputs = outputs, .zeros_in_8 = zeros});
+    }
   }
 }
 
@@ -235,6 +237,32 @@ TEST_P(CodebookLinearF32, NanAndInfinityReachTheOutputs) {
   std::vector<float> y(20);
   GetParam().table->codebook_linear_f32(params, x.data(), 1, 40, 0, 1, y.data(), 20);
   for (const float v : y) ASSERT_TRUE(std::isnan(v));
+}
+
+// The nibbles behind the last input of a small block, and those of outputs that do not exist.
+TEST_P(CodebookLinearF32, CodesOfNoWeightAreNotSummed) {
+  test::Random random(1);
+  for (const std::size_t outputs : {5, 16, 20, 32, 50, 64, 100, 150}) {
+    for (const std::size_t batch : {1, 2, 3}) {
+      for (const std::size_t inputs : {1, 5, 7, 518}) {
+        const Case c{.batch = batch, .inputs = inputs, .outputs = outputs};
+        Layer layer(c, Data::kReal, random);
+        CodebookLinearParams params = layer.params(c);
+        params.skip_zeros = false;
+        const std::vector<float> x = random.values(batch * inputs, Data::kReal);
+        std::vector<float> expected(batch * outputs), y(batch * outputs);
+        const auto run = [&](float unused, std::vector<float>& to) {
+          layer.table[15] = unused;
+          GetParam().table->codebook_linear_f32(params, x.data(), batch, inputs, 0, layer.n_blocks,
+                                                to.data(), outputs);
+        };
+        run(0.0F, expected);
+        run(INFINITY, y);
+        for (std::size_t i = 0; i < y.size(); ++i)
+          ASSERT_TRUE(test::same_bits(y[i], expected[i])) << "output " << i % outputs;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CodebookLinearF32, testing::ValuesIn(test::backends_under_test()),
