@@ -159,6 +159,22 @@ bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_entries,
   }
 }
 
+// The |levels| of the 8 lanes of each 64 inputs of a row.
+using LaneSums = std::array<std::uint32_t, 8>;
+
+// How many times 16 inputs a 32-bit sum holds; `sums` are an even number.
+std::uint8_t longest_run(std::span<const LaneSums> sums, std::uint32_t max_level) {
+  std::uint32_t of_64 = 0, of_128 = 0;
+  for (std::size_t i = 0; i < sums.size(); i += 2) {
+    for (std::size_t l = 0; l < sums[i].size(); ++l) {
+      of_64 = std::max({of_64, sums[i][l], sums[i + 1][l]});
+      of_128 = std::max(of_128, sums[i][l] + sums[i + 1][l]);
+    }
+  }
+  constexpr auto kLimit = static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
+  return of_128 <= kLimit ? 8 : of_64 <= kLimit ? 4 : 4 * max_level <= kLimit ? 2 : 1;
+}
+
 }  // namespace
 
 CodebookRows::CodebookRows(const CodebookLinear& op, std::size_t rows, std::size_t columns)
@@ -238,16 +254,29 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   return sliced;
 }
 
-AlignedBuffer<std::uint8_t> dense_codebook(CodebookRows& weights, std::size_t rows,
-                                           std::size_t columns, std::uint8_t zero_code) {
+DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_t columns,
+                             std::span<const std::int32_t> levels) {
+  const auto zero_code = static_cast<std::uint8_t>(levels.size());
   const std::size_t row_bytes = round_up(columns, kernels::kCodebookDenseAlign) / 2;
-  AlignedBuffer<std::uint8_t> packed(rows * row_bytes);
+  DenseCodebook dense{AlignedBuffer<std::uint8_t>(rows * row_bytes),
+                      std::vector<std::uint8_t>(rows)};
+  std::array<std::uint32_t, 16> magnitudes{};
+  for (std::size_t i = 0; i < levels.size(); ++i)
+    magnitudes[i] = static_cast<std::uint32_t>(std::abs(levels[i]));
+  const std::uint32_t max_level = *std::max_element(magnitudes.begin(), magnitudes.end());
+  std::vector<LaneSums> sums(round_up(row_bytes / 32, 2));
   std::vector<std::uint8_t> codes(2 * row_bytes);
   for (std::size_t r = 0; r < rows; ++r) {
     const CodebookRows::Row row = weights.row(r);
     std::fill(codes.begin(), codes.end(), zero_code);
-    for (std::size_t i = 0; i < row.codes.size(); ++i) codes[row.positions[i]] = row.codes[i];
-    std::uint8_t* out = packed.data() + r * row_bytes;
+    std::fill(sums.begin(), sums.end(), LaneSums{});
+    for (std::size_t i = 0; i < row.codes.size(); ++i) {
+      const std::size_t k = row.positions[i];
+      codes[k] = row.codes[i];
+      sums[k / 64][k / 2 % 8] += magnitudes[row.codes[i]];
+    }
+    dense.runs[r] = longest_run(sums, max_level);
+    std::uint8_t* out = dense.codes.data() + r * row_bytes;
     for (std::size_t run = 0; run < row_bytes; run += 32) {
       for (std::size_t lane = 0; lane < 2; ++lane) {
         for (std::size_t half = 0; half < 2; ++half) {
@@ -260,7 +289,7 @@ AlignedBuffer<std::uint8_t> dense_codebook(CodebookRows& weights, std::size_t ro
       }
     }
   }
-  return packed;
+  return dense;
 }
 
 }  // namespace tac

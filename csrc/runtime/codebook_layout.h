@@ -61,8 +61,15 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels);
 
-// codebook_linear_i16: [rows][round_up(columns, 64) / 2]; zero_code for weights without a code.
-AlignedBuffer<std::uint8_t> dense_codebook(CodebookRows& weights, std::size_t rows,
-                                           std::size_t columns, std::uint8_t zero_code);
+// codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
+struct DenseCodebook {
+  AlignedBuffer<std::uint8_t> codes;
+  std::vector<std::uint8_t> runs;
+
+  std::size_t bytes() const noexcept { return codes.bytes() + runs.size(); }
+};
+// Weights without a code get the one behind the last level.
+DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_t columns,
+                             std::span<const std::int32_t> levels);
 
 }  // namespace tac

@@ -1,5 +1,6 @@
 #include "kernels/codebook_i16/codebook_i16.h"
 
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -92,6 +93,7 @@ struct Case {
   std::size_t gap = 0, offset = 0;
   std::size_t group_steps = 4;
   int max_level = 32767;
+  std::size_t max_run = 8;
 };
 
 // Weights and inputs of one case, with the outputs expected.
@@ -161,6 +163,20 @@ class CodebookLinearI16 : public testing::TestWithParam<BackendInfo> {
     if (GetParam().table->codebook_linear_i16 == nullptr)
       GTEST_SKIP() << "served by the next backend down";
   }
+  // Whether 32-bit sums of row o hold `run` times 16 inputs.
+  static bool holds(const Problem& problem, std::size_t inputs, std::size_t o, std::size_t run) {
+    for (std::size_t begin = 0; begin < inputs; begin += 16 * run) {
+      for (std::size_t lane = 0; lane < 8; ++lane) {
+        std::int32_t sum = 0;
+        for (std::size_t k = begin; k < std::min(begin + 16 * run, inputs); ++k) {
+          if (k % 16 / 2 == lane)
+            sum += std::abs(std::int32_t{problem.levels[problem.codes[o * inputs + k]]});
+        }
+        if (sum > kCodebookGroupSum) return false;
+      }
+    }
+    return true;
+  }
   void check(const Case& c, std::size_t row_begin = 0, std::size_t row_end = SIZE_MAX) {
     Problem problem(c);
     const std::size_t k_padded =
@@ -178,14 +194,19 @@ class CodebookLinearI16 : public testing::TestWithParam<BackendInfo> {
             static_cast<std::uint8_t>(problem.codes[o * c.inputs + k] << (high ? 4 : 0));
       }
     }
-    std::int32_t max_level = 0;
-    for (const std::int16_t level : problem.levels.view())
-      max_level = std::max(max_level, std::abs(std::int32_t{level}));
+    std::vector<std::uint8_t> runs(c.outputs, 1);
+    for (std::size_t o = 0; o < c.outputs; ++o) {
+      while (runs[o] < c.max_run && holds(problem, c.inputs, o, 2U * runs[o]))
+        runs[o] = static_cast<std::uint8_t>(2 * runs[o]);
+    }
+    if (c.extreme) {
+      ASSERT_EQ(runs[0], std::bit_floor(32767U / static_cast<unsigned>(c.max_level)));
+    }
     const CodebookDenseParams params{.in_features = c.inputs,
                                      .k_padded = k_padded,
                                      .codes = codes.data(),
                                      .levels = problem.levels.data(),
-                                     .max_level = max_level,
+                                     .runs = runs.data(),
                                      .bias = problem.bias.data()};
     const std::size_t stride = c.outputs + c.gap;
     GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * stride + c.outputs, c.offset);
@@ -202,9 +223,24 @@ TEST_P(CodebookLinearI16, IsExactForEverySize) {
   for (const std::size_t inputs : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000}) {
     for (const std::size_t batch : {0, 1, 2, 3, 4, 5, 9}) {
       for (const std::size_t outputs : {1, 4, 7, 18}) {
-        check({.batch = batch, .inputs = inputs, .outputs = outputs});
-        if (HasFailure()) return;
+        for (const int max_level : {32767, 16000, 6000, 3000}) {
+          check({.batch = batch, .inputs = inputs, .outputs = outputs, .max_level = max_level});
+          if (HasFailure()) return;
+        }
       }
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16, IsExactForEveryRun) {
+  for (const std::size_t max_run : {1, 2, 4, 8}) {
+    for (const std::size_t batch : {1, 4}) {
+      for (const std::size_t inputs : {64, 65, 128, 200, 1000})
+        check({.batch = batch,
+               .inputs = inputs,
+               .outputs = 5,
+               .max_level = 4095,
+               .max_run = max_run});
     }
   }
 }
@@ -217,10 +253,11 @@ TEST_P(CodebookLinearI16, WritesOnlyTheRowsAskedForBetweenGaps) {
 }
 
 TEST_P(CodebookLinearI16, IsExactAtTheLimitOfLevelsInputsAndLength) {
-  for (const int max_level : {32767, 16384, 16383}) {
-    check({.batch = 2,
+  // Runs of 1, 1, 2, 2, 4, 4 and 8.
+  for (const int max_level : {32767, 16384, 16383, 8192, 8191, 4096, 4095}) {
+    check({.batch = 5,
            .inputs = 65536,
-           .outputs = 3,
+           .outputs = 2,
            .zeros_in_8 = 0,
            .extreme = true,
            .max_level = max_level});

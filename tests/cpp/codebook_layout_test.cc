@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <random>
+#include <utility>
 
 #include "format/writer.h"
 #include "kernels/codebook_i16/codebook_i16.h"
@@ -40,6 +42,11 @@ struct Layer {
   std::optional<SlicedCodebook> slice() {
     CodebookRows weights(op, rows, columns);
     return slice_codebook(weights, rows, columns, levels);
+  }
+
+  DenseCodebook dense() {
+    CodebookRows weights(op, rows, columns);
+    return dense_codebook(weights, rows, columns, levels);
   }
 
   std::size_t rows, columns;
@@ -143,6 +150,72 @@ TEST(SliceCodebook, RefusesLayersThatItCannotHoldSmall) {
   EXPECT_TRUE(no_zero.slice());
   no_zero.levels = std::vector<std::int32_t>(16, 7);  // no code is left to fill up with
   EXPECT_FALSE(no_zero.slice());
+}
+
+std::size_t dense_bytes(std::size_t columns) {
+  return (columns + 63) / 64 * 32;
+}
+
+TEST(DenseCodebook, HoldsEveryWeightInItsPlace) {
+  std::mt19937 engine(3);
+  for (const std::size_t rows : {1, 3}) {
+    for (const std::size_t columns : {1, 31, 32, 33, 64, 65, 200}) {
+      Layer layer(rows, columns, [&](auto, auto) { return static_cast<int>(engine() % 16); });
+      const DenseCodebook dense = layer.dense();
+      ASSERT_EQ(dense.codes.size(), rows * dense_bytes(columns));
+      ASSERT_EQ(dense.runs.size(), rows);
+      for (std::size_t i = 0; i < rows * columns; ++i) {
+        const std::size_t k = i % columns;
+        const std::uint8_t byte = dense.codes[i / columns * dense_bytes(columns) + k / 64 * 32 +
+                                              k % 16 / 8 * 16 + k % 32 / 16 * 8 + k % 8];
+        ASSERT_EQ(k % 64 < 32 ? byte & 15 : byte >> 4, layer.codes[i]) << "weight " << i;
+      }
+    }
+  }
+}
+
+// The longest run of one row whose weights are at `positions`, all of level 8192, so that 7 of them
+// fit and 8 do not.
+std::uint8_t run_of(std::size_t columns, const std::vector<std::size_t>& positions) {
+  Layer layer(1, columns, [&](auto, std::size_t k) {
+    return std::ranges::find(positions, k) == positions.end() ? 15 : static_cast<int>(k % 2);
+  });
+  layer.levels = {8192, -8192, 16384};
+  return layer.dense().runs[0];
+}
+
+TEST(DenseCodebook, RunsAreAsLongAsTheLevelsOfALaneAllow) {
+  // Lane 3 of the first 64 inputs, and of the next.
+  const std::vector<std::size_t> first{6, 7, 22, 23, 38, 39, 54, 55};
+  const std::vector<std::size_t> next{70, 71, 86, 87, 102, 103, 118, 119};
+  const auto of_both = [&](std::size_t n_first, std::size_t n_next) {
+    std::vector<std::size_t> all(first.begin(),
+                                 first.begin() + static_cast<std::ptrdiff_t>(n_first));
+    all.insert(all.end(), next.begin(), next.begin() + static_cast<std::ptrdiff_t>(n_next));
+    return all;
+  };
+  EXPECT_EQ(run_of(64, {}), 8);
+  EXPECT_EQ(run_of(128, of_both(4, 3)), 8);
+  EXPECT_EQ(run_of(128, of_both(4, 4)), 4);
+  EXPECT_EQ(run_of(128, of_both(7, 7)), 4);
+  EXPECT_EQ(run_of(128, of_both(8, 0)), 1);
+  EXPECT_EQ(run_of(128, of_both(0, 8)), 1);
+  EXPECT_EQ(run_of(120, of_both(0, 8)), 1);
+  EXPECT_EQ(run_of(56, of_both(7, 0)), 8);
+  EXPECT_EQ(run_of(56, of_both(8, 0)), 1);
+  // Other lanes, and a run that begins at 128, have sums of their own.
+  EXPECT_EQ(run_of(300, {6, 7, 22, 23, 8, 9, 24, 25, 134, 135, 150, 151}), 8);
+  EXPECT_EQ(run_of(300, {70, 71, 86, 87, 134, 135, 150, 151}), 8);
+  EXPECT_EQ(run_of(300, {134, 135, 150, 151, 198, 199, 214, 215}), 4);
+}
+
+TEST(DenseCodebook, FullRowsAreLimitedByTheirLevel) {
+  for (const auto& [level, run] :
+       {std::pair{16384, 1}, {16383, 2}, {8192, 2}, {8191, 4}, {4096, 4}, {4095, 8}}) {
+    Layer layer(2, 256, [&](auto, auto) { return 0; });
+    layer.levels = {-level};
+    EXPECT_EQ(layer.dense().runs, std::vector<std::uint8_t>(2, static_cast<std::uint8_t>(run)));
+  }
 }
 
 }  // namespace

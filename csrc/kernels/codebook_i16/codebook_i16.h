@@ -29,17 +29,23 @@ inline constexpr std::size_t kCodebookWindow = 64;
 // scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32, as
 // quantize_f32_i16 leaves it.
 
+// What the |levels| that meet in a 32-bit sum may add up to.
+inline constexpr std::int32_t kCodebookGroupSum = 65535;
+
 // Dense: every weight is a nibble. codes [rows][k_padded / 2] bytes, k_padded = K rounded up to 64;
 // of each run of 64 weights in 32 bytes, byte 16 l + 8 h + p holds
 //   in its low nibble the code of k = 16 h + 8 l + p, in its high nibble that of k = 32 + 16 h + 8
 //   l + p
 // so that the bytes of both 128-bit lanes, looked up and interleaved, are 16 consecutive k.
 // Rows are 32-byte aligned, padding has any code. levels: 16 values, 64-byte aligned.
+// runs [rows]: R = 1, 2, 4 or 8, how many times 16 inputs a 32-bit sum holds. In each run of 16 R
+// inputs from a multiple of 16 R on, the |levels| of the inputs 16 i + 2 l and 16 i + 2 l + 1, i
+// any, add up to 65535 or less for each l = 0..7.
 struct CodebookDenseParams {
   std::size_t in_features, k_padded;
   const std::uint8_t* codes;
   const std::int16_t* levels;
-  std::int32_t max_level;  // largest |level|
+  const std::uint8_t* runs;
   const float* bias;
 };
 inline constexpr std::size_t kCodebookDenseAlign = 64;
@@ -72,7 +78,6 @@ struct CodebookSlicedParams {
   const float* bias;
 };
 inline constexpr std::size_t kCodebookTile = 16;
-inline constexpr std::int32_t kCodebookGroupSum = 65535;
 using codebook_linear_i16_sliced_fn = void (*)(const CodebookSlicedParams& params,
                                                const std::int16_t* q, std::size_t batch,
                                                std::size_t q_stride, const double* units,

@@ -157,19 +157,16 @@ class CodebookIntegerStep final : public Step {
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
     } else {
       // A free code stands for zero, whose level the table is filled with.
-      codes_ = dense_codebook(weights, out_features_, in_features,
-                              static_cast<std::uint8_t>(op.codebook.size()));
-      std::int32_t max_level = 0;
-      for (const std::int32_t level : levels) max_level = std::max(max_level, std::abs(level));
-      dense_params_ = {in_features,   round_up(in_features, kernels::kCodebookDenseAlign),
-                       codes_.data(), levels_.data(),
-                       max_level,     bias_.data()};
+      dense_ = dense_codebook(weights, out_features_, in_features, levels);
+      dense_params_ = {in_features,         round_up(in_features, kernels::kCodebookDenseAlign),
+                       dense_.codes.data(), levels_.data(),
+                       dense_.runs.data(),  bias_.data()};
       n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
     }
     macs = rows * in_features * out_features_;
     param_bytes =
-        codes_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
+        dense_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
     zeros_ = AlignedBuffer<float>(out_features_);
     measure_drift(op, weights);
@@ -264,7 +261,7 @@ class CodebookIntegerStep final : public Step {
   AlignedBuffer<std::int16_t> levels_;
   AlignedBuffer<float> bias_, zeros_;
   AlignedBuffer<double> drift_;  // empty where the levels are exact
-  AlignedBuffer<std::uint8_t> codes_;
+  DenseCodebook dense_;
   SlicedCodebook sliced_;
   kernels::CodebookDenseParams dense_params_{};
   kernels::CodebookSlicedParams sliced_params_{};
