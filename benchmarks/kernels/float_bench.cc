@@ -143,6 +143,8 @@ class Bench {
                                               .pad_left = 1,
                                               .pad_bottom = 1,
                                               .pad_right = 1});
+    conv("inner layer 128x28x28 -> 128, 1x1", {.in_h = 28, .in_w = 28, .channels = 128}, 128);
+    conv("inner layer 512x7x7 -> 512, 1x1", {.in_h = 7, .in_w = 7, .channels = 512}, 512);
     conv("shortcut 256x14x14 -> 512, 1x1 stride 2",
          {.in_h = 14, .in_w = 14, .channels = 256, .stride_h = 2, .stride_w = 2}, 512);
     const std::size_t layers[][2] = {{8192, 1024}, {1024, 1024}, {4096, 4096}, {9216, 4096}};
@@ -205,12 +207,17 @@ class Bench {
                                      .pixel_stride = s.channels,
                                      .weights = packed.data(),
                                      .bias = bias.data()};
-    const std::size_t row_size = s.out_w() * outputs;
-    std::vector<float> y(s.out_h() * row_size);
+    std::vector<float> y(s.out_h() * s.out_w() * outputs);
+    // As the executor cuts the work.
+    const std::size_t n_rows =
+        (s.out_h() + (s.out_h() * s.out_w() + 63) / 64 - 1) / ((s.out_h() * s.out_w() + 63) / 64);
     const auto call = [&] {
-      for (std::size_t oy = 0; oy < s.out_h(); ++oy) {
-        selection_.kernels.conv_f32(params, x.data(), oy, 0, n_blocks, y.data() + oy * row_size,
-                                    outputs);
+      for (std::size_t block = 0; block < n_blocks; block += 4) {
+        for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
+          selection_.kernels.conv_f32(params, x.data(), oy, std::min(oy + n_rows, s.out_h()), block,
+                                      std::min(block + 4, n_blocks),
+                                      y.data() + oy * s.out_w() * outputs, outputs);
+        }
       }
     };
     call();

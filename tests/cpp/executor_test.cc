@@ -661,6 +661,24 @@ TEST(Executor, LinearAndConv) {
   }
 }
 
+// Items of several rows, the last of them shorter, each finished by what follows.
+TEST(Executor, ConvOfManyPixels) {
+  for (const std::int64_t out : {16, 70}) {
+    Builder b(static_cast<std::uint32_t>(out));
+    const Dims in = {23, 9, 6};
+    const TensorId x = b.input(in);
+    for (const Window& w : {Window{{1, 1}, {1, 1}, {1, 1}, {0, 0, 0, 0}},
+                            Window{{1, 1}, {1, 2}, {1, 1}, {0, 0, 0, 0}},
+                            Window{{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}}}) {
+      const std::size_t n = static_cast<std::size_t>(out);
+      b.output(b.add(Affine{b.conv(x, w, out, 1), b.f32(Builder::windowed(w, in, out)),
+                            b.floats(n, -1, 1), b.floats(n, -1, 1)}));
+      b.output(b.conv(x, w, 2 * out, 2));
+    }
+    expect_naive(b.graph());
+  }
+}
+
 TEST(Executor, MatMul) {
   struct Case {
     Dims leading;

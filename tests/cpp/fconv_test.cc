@@ -16,6 +16,7 @@ struct Case {
   std::size_t other_channels = 0;  // of further groups, between the pixels
   std::size_t out_gap = 0, offset = 0;
   std::size_t block_begin = 0, block_end = SIZE_MAX;
+  std::size_t rows_at_a_time = 1;
 };
 
 void check(const KernelTable& kernels, const Case& c, Data data) {
@@ -64,25 +65,27 @@ void check(const KernelTable& kernels, const Case& c, Data data) {
   const std::size_t out_stride = c.outputs + c.out_gap;
   const std::size_t block_end = std::min(c.block_end, n_blocks);
   const std::vector<reference::Sum> expected = reference::conv(s, c.outputs, w, b, x);
-  GuardedBuffer<float> row((s.out_w() - 1) * out_stride + c.outputs, c.offset);
-  for (std::size_t oy = 0; oy < s.out_h(); ++oy) {
-    std::fill_n(row.data(), row.size(), test::kUntouched);
-    kernels.conv_f32(params, xs.data(), oy, c.block_begin, block_end, row.data(), out_stride);
-    for (std::size_t i = 0; i < row.size(); ++i) {
+  for (std::size_t oy = 0; oy < s.out_h(); oy += c.rows_at_a_time) {
+    const std::size_t oy_end = std::min(oy + c.rows_at_a_time, s.out_h());
+    GuardedBuffer<float> rows(((oy_end - oy) * s.out_w() - 1) * out_stride + c.outputs, c.offset);
+    std::fill_n(rows.data(), rows.size(), test::kUntouched);
+    kernels.conv_f32(params, xs.data(), oy, oy_end, c.block_begin, block_end, rows.data(),
+                     out_stride);
+    for (std::size_t i = 0; i < rows.size(); ++i) {
       const std::size_t o = i % out_stride;
       if (o >= c.block_begin * 16 && o < std::min(c.outputs, block_end * 16)) {
-        test::expect_sum(expected[(oy * s.out_w() + i / out_stride) * c.outputs + o], row[i],
+        test::expect_sum(expected[(oy * s.out_w() + i / out_stride) * c.outputs + o], rows[i],
                          n_taps * s.channels, data);
       } else {
-        EXPECT_EQ(row[i], test::kUntouched) << "written at channel " << o;
+        EXPECT_EQ(rows[i], test::kUntouched) << "written at channel " << o;
       }
       if (testing::Test::HasFailure()) {
-        ADD_FAILURE() << "at output row " << oy << ", column " << i / out_stride << ", channel "
-                      << o;
+        ADD_FAILURE() << "at output row " << oy + i / out_stride / s.out_w() << ", column "
+                      << i / out_stride % s.out_w() << ", channel " << o;
         return;
       }
     }
-    EXPECT_TRUE(row.intact());
+    EXPECT_TRUE(rows.intact());
   }
 }
 
@@ -156,8 +159,11 @@ TEST_P(ConvF32, AgreesWithReferenceForEveryWindow) {
                                     .pad_bottom = pad[2],
                                     .pad_right = pad[3]};
             if (shape.out_h() * shape.out_w() == 0) continue;
-            check_both({.shape = shape, .outputs = 20, .other_channels = other});
-            if (HasFailure()) return;
+            for (const std::size_t rows : {1, 4}) {
+              check_both(
+                  {.shape = shape, .outputs = 20, .other_channels = other, .rows_at_a_time = rows});
+              if (HasFailure()) return;
+            }
           }
         }
       }
@@ -179,6 +185,51 @@ TEST_P(ConvF32, AgreesWithReferenceWhereTheKernelIsLargerThanTheMap) {
                           .pad_bottom = 6,
                           .pad_right = 5},
                 .outputs = 17});
+  }
+}
+
+TEST_P(ConvF32, AgreesWithReferenceForEveryRunOfRows) {
+  const std::size_t kernels[][2] = {{1, 1}, {3, 3}, {5, 2}};
+  for (const auto& kernel : kernels) {
+    for (const std::size_t pad : {0, 1}) {
+      for (const std::size_t stride : {1, 2}) {
+        for (std::size_t rows = 1; rows <= 9; ++rows) {
+          for (const std::size_t width : {1, 2, 7}) {
+            const WindowShape shape{.in_h = 8,
+                                    .in_w = width,
+                                    .channels = 5,
+                                    .kernel_h = kernel[0],
+                                    .kernel_w = kernel[1],
+                                    .stride_h = stride,
+                                    .stride_w = stride,
+                                    .pad_top = pad,
+                                    .pad_left = pad,
+                                    .pad_bottom = pad,
+                                    .pad_right = pad};
+            if (shape.out_h() * shape.out_w() == 0) continue;
+            check_both({.shape = shape,
+                        .outputs = 100,
+                        .other_channels = rows % 2,
+                        .out_gap = 3,
+                        .rows_at_a_time = rows});
+            if (HasFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// One kind of padding alone keeps a pointwise convolution from being a long row.
+TEST_P(ConvF32, AgreesWithReferenceForPointwiseWithPadding) {
+  for (int side = 0; side < 4; ++side) {
+    WindowShape shape{.in_h = 5, .in_w = 6, .channels = 7, .kernel_h = 1, .kernel_w = 1};
+    (side == 0   ? shape.pad_top
+     : side == 1 ? shape.pad_left
+     : side == 2 ? shape.pad_bottom
+                 : shape.pad_right) = 1;
+    for (std::size_t rows = 1; rows <= 6; ++rows)
+      check_both({.shape = shape, .outputs = 70, .rows_at_a_time = rows});
   }
 }
 

@@ -8,7 +8,8 @@
 //     pixel 5   += w0*x5  ...
 //
 // Pixels that see every tap of a kernel row are tiled. Pixels at the left and right border, which
-// see fewer taps, go one by one. Accumulation: bias first, then taps in (ky, kx, channel) order,
+// see fewer taps, go one by one. The rows of a pointwise convolution are one long row.
+// Accumulation: bias first, then taps in (ky, kx, channel) order,
 // one FMA each, whatever the tile. 3x224x224 -> 64, 7x7 stride 2: 56 GMAC/s on one core of a Zen 4
 // EPYC that can do 59.
 #include <immintrin.h>
@@ -153,26 +154,54 @@ static void row(const ConvParams& p, const float* input, std::size_t oy, std::si
   }
 }
 
-}  // namespace
+template <int P, int B>
+static void rows_of_blocks(const ConvParams& params, const float* input, std::size_t oy_begin,
+                           std::size_t oy_end, std::size_t block, float* out,
+                           std::size_t out_stride) {
+  for (std::size_t oy = oy_begin; oy < oy_end; ++oy) {
+    row<P, B>(params, input, oy, block, out, out_stride);
+    out += params.out_w * out_stride;
+  }
+}
 
-void conv_f32(const ConvParams& params, const float* input, std::size_t oy, std::size_t block_begin,
-              std::size_t block_end, float* out, std::size_t out_stride) {
+static void rows(const ConvParams& params, const float* input, std::size_t oy_begin,
+                 std::size_t oy_end, std::size_t block_begin, std::size_t block_end, float* out,
+                 std::size_t out_stride) {
   std::size_t block = block_begin;
   while (block < block_end) {
     const std::size_t left = block_end - block;
     if (left == 3 || left == 5 || left == 6) {
-      row<8, 3>(params, input, oy, block, out, out_stride);
+      rows_of_blocks<8, 3>(params, input, oy_begin, oy_end, block, out, out_stride);
       block += 3;
     } else if (left >= 4) {
-      row<6, 4>(params, input, oy, block, out, out_stride);
+      rows_of_blocks<6, 4>(params, input, oy_begin, oy_end, block, out, out_stride);
       block += 4;
     } else if (left == 2) {
-      row<12, 2>(params, input, oy, block, out, out_stride);
+      rows_of_blocks<12, 2>(params, input, oy_begin, oy_end, block, out, out_stride);
       block += 2;
     } else {
-      row<12, 1>(params, input, oy, block, out, out_stride);
+      rows_of_blocks<12, 1>(params, input, oy_begin, oy_end, block, out, out_stride);
       block += 1;
     }
+  }
+}
+
+}  // namespace
+
+void conv_f32(const ConvParams& params, const float* input, std::size_t oy_begin,
+              std::size_t oy_end, std::size_t block_begin, std::size_t block_end, float* out,
+              std::size_t out_stride) {
+  const bool is_pointwise = params.kernel_h == 1 && params.kernel_w == 1 && params.stride_h == 1 &&
+                            params.stride_w == 1 && params.pad_top == 0 && params.pad_left == 0 &&
+                            params.out_w == params.in_w && oy_end <= params.in_h;
+  if (is_pointwise) {
+    ConvParams flat = params;
+    flat.in_h = 1;
+    flat.in_w = flat.out_w = (oy_end - oy_begin) * params.out_w;
+    input += oy_begin * params.in_w * params.pixel_stride;
+    rows(flat, input, 0, 1, block_begin, block_end, out, out_stride);
+  } else {
+    rows(params, input, oy_begin, oy_end, block_begin, block_end, out, out_stride);
   }
 }
 

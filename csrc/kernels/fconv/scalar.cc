@@ -5,10 +5,10 @@
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
+namespace {
 
-void conv_f32(const ConvParams& params, const float* input, std::size_t oy, std::size_t block_begin,
-              std::size_t block_end, float* out, std::size_t out_stride) {
-  const ConvParams& p = params;
+static void row(const ConvParams& p, const float* input, std::size_t oy, std::size_t block_begin,
+                std::size_t block_end, float* out, std::size_t out_stride) {
   const std::size_t oc_end = local_min(p.out_channels, block_end * kConvBlock);
   const std::ptrdiff_t iy0 =
       static_cast<std::ptrdiff_t>(oy * p.stride_h) - static_cast<std::ptrdiff_t>(p.pad_top);
@@ -35,6 +35,17 @@ void conv_f32(const ConvParams& params, const float* input, std::size_t oy, std:
       }
       out[ox * out_stride + oc] = sum;
     }
+  }
+}
+
+}  // namespace
+
+void conv_f32(const ConvParams& params, const float* input, std::size_t oy_begin,
+              std::size_t oy_end, std::size_t block_begin, std::size_t block_end, float* out,
+              std::size_t out_stride) {
+  for (std::size_t oy = oy_begin; oy < oy_end; ++oy) {
+    row(params, input, oy, block_begin, block_end, out, out_stride);
+    out += params.out_w * out_stride;
   }
 }
 

@@ -16,6 +16,8 @@ using kernels::kConvBlock;
 
 // Cut of the work, the same for any number of threads.
 constexpr std::size_t kBlocksPerItem = 4;
+// About as many, in whole rows: kernels tile pixels of several rows together.
+constexpr std::size_t kPixelsPerItem = 64;
 
 class ConvStep final : public Step {
  public:
@@ -25,6 +27,7 @@ class ConvStep final : public Step {
         in_(map_of(ctx.tensor(op.input))),
         out_(map_of(ctx.tensor(op.output))),
         groups_(static_cast<std::size_t>(op.groups)),
+        rows_per_item_(ceil_div(out_.h, ceil_div(out_.h * out_.w, kPixelsPerItem))),
         kernel_(ctx.kernels().conv_f32) {
     const WindowSizes w = window_sizes(op.window);
     const std::size_t group_in = in_.c / groups_, group_out = out_.c / groups_;
@@ -57,20 +60,23 @@ class ConvStep final : public Step {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t chunks = ceil_div(n_blocks_, kBlocksPerItem), group_out = out_.c / groups_;
-    const std::size_t items = ctx.n_samples * chunks * out_.h;
+    const std::size_t row_items = ceil_div(out_.h, rows_per_item_);
+    const std::size_t items = ctx.n_samples * chunks * row_items;
     ctx.pool->parallel_for(items, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t sample = i / (chunks * out_.h), oy = i % out_.h;
-        const std::size_t block = i / out_.h % chunks * kBlocksPerItem;
+        const std::size_t sample = i / (chunks * row_items);
+        const std::size_t oy = i % row_items * rows_per_item_;
+        const std::size_t oy_end = std::min(oy + rows_per_item_, out_.h);
+        const std::size_t block = i / row_items % chunks * kBlocksPerItem;
         const std::size_t block_end = std::min(block + kBlocksPerItem, n_blocks_);
         for (std::size_t g = 0; g < groups_; ++g) {
           kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy,
-                  block, block_end, y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out,
-                  out_.c);
+                  oy_end, block, block_end,
+                  y + (sample * out_.h + oy) * out_.w * out_.c + g * group_out, out_.c);
         }
         if (groups_ == 1) {
           const std::size_t channel = block * kConvBlock;
-          finish_tile(ctx, {sample, oy * out_.w, out_.w, channel,
+          finish_tile(ctx, {sample, oy * out_.w, (oy_end - oy) * out_.w, channel,
                             std::min(out_.c, block_end * kConvBlock) - channel});
         }
       }
@@ -80,7 +86,7 @@ class ConvStep final : public Step {
  private:
   TensorId input_, output_;
   Map in_, out_;
-  std::size_t groups_, n_blocks_ = 0;
+  std::size_t groups_, rows_per_item_, n_blocks_ = 0;
   AlignedBuffer<float> weights_, biases_;
   std::vector<ConvParams> params_;  // of each group
   kernels::conv_f32_fn kernel_;
