@@ -7,6 +7,7 @@
 #include "kernels/bit_pool/bit_pool.h"
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "kernels/codebook_linear/codebook_linear.h"
+#include "kernels/codebook_sparse/codebook_sparse.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/fconv/fconv.h"

@@ -9,6 +9,7 @@
 
 #include "base/count_bits.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_sparse/codebook_sparse.h"
 #include "runtime/layout.h"
 
 namespace tac {
@@ -17,6 +18,9 @@ namespace {
 
 using kernels::kCodebookTile;
 using kernels::kCodebookWindow;
+using kernels::kSparseChunk;
+using kernels::kSparseGroup;
+using kernels::kSparseTile;
 
 // Entries of a step.
 constexpr std::size_t kStep = 2 * kCodebookTile;
@@ -252,6 +256,57 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   sliced.codes = std::move(groups.codes.buffer);
   sliced.starts = std::move(groups.starts);
   return sliced;
+}
+
+std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
+                                              std::size_t columns, const std::bitset<16>& zeros) {
+  const std::size_t n_tiles = ceil_div(rows, kSparseTile),
+                    n_chunks = ceil_div(columns, kSparseChunk);
+  const std::size_t max_entries = rows * columns / 16 * kMaxSparseShare;
+  // Calls use(chunk, k, code) for every weight of a row.
+  const auto each = [&](std::size_t r, const auto& use) {
+    const CodebookRows::Row row = weights.row(r);
+    for (std::size_t i = 0; i < row.codes.size(); ++i) {
+      if (!zeros[row.codes[i]])
+        use(row.positions[i] / kSparseChunk, row.positions[i], row.codes[i]);
+    }
+  };
+  SparseCodebook sparse;
+  sparse.begins.resize(n_chunks * n_tiles);
+  sparse.counts.resize(n_chunks * n_tiles * kSparseTile);
+  std::vector<std::uint16_t> entries(n_chunks);
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::ranges::fill(entries, std::uint16_t{0});
+    each(r, [&](std::size_t chunk, std::size_t, std::uint8_t) { ++entries[chunk]; });
+    for (std::size_t chunk = 0; chunk < n_chunks; ++chunk) {
+      sparse.counts[chunk * n_tiles * kSparseTile + r] =
+          static_cast<std::uint8_t>(ceil_div(std::size_t{entries[chunk]}, kSparseGroup));
+    }
+  }
+  std::size_t n_groups = 0;
+  for (std::size_t piece = 0; piece < sparse.begins.size(); ++piece) {
+    sparse.begins[piece] = static_cast<std::uint32_t>(n_groups);
+    const auto counts = std::span(sparse.counts).subspan(piece * kSparseTile, kSparseTile);
+    n_groups += std::ranges::max(counts);
+  }
+  constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
+  if (n_groups * kGroup > max_entries) return std::nullopt;
+  sparse.places = AlignedBuffer<std::uint16_t>(n_groups * kGroup);
+  std::fill_n(sparse.places.data(), sparse.places.size(),
+              static_cast<std::uint16_t>(kernels::kSparseFill));
+  sparse.codes = AlignedBuffer<std::uint8_t>(n_groups * kGroup / 2);
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::ranges::fill(entries, std::uint16_t{0});
+    const std::size_t tile = r / kSparseTile, in_tile = r % kSparseTile;
+    each(r, [&](std::size_t chunk, std::size_t k, std::uint8_t code) {
+      const std::size_t i = entries[chunk]++;
+      const std::size_t group = sparse.begins[chunk * n_tiles + tile] + i / kSparseGroup;
+      const std::size_t at = (group * kSparseTile + in_tile) * kSparseGroup + i % kSparseGroup;
+      sparse.places[at] = static_cast<std::uint16_t>(k % kSparseChunk * kernels::kSparseStep);
+      sparse.codes[at / 2] |= static_cast<std::uint8_t>(code << (at % 2 * 4));
+    });
+  }
+  return sparse;
 }
 
 DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_t columns,

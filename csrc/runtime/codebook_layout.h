@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -60,6 +61,24 @@ inline constexpr std::size_t kMaxSlicedShare = 9;
 std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels);
+
+// codebook_sparse_* (kernels/codebook_sparse/codebook_sparse.h).
+struct SparseCodebook {
+  AlignedBuffer<std::uint16_t> places;
+  AlignedBuffer<std::uint8_t> codes;
+  std::vector<std::uint32_t> begins;
+  std::vector<std::uint8_t> counts;
+
+  std::size_t bytes() const noexcept {
+    return places.bytes() + codes.bytes() + 4 * begins.size() + counts.size();
+  }
+};
+
+// Weights whose code is set in `zeros` are left out. Nothing where the lists would have more than
+// kMaxSparseShare / 16 entries, of 20 bits, per weight position.
+inline constexpr std::size_t kMaxSparseShare = 9;
+std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
+                                              std::size_t columns, const std::bitset<16>& zeros);
 
 // codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
 struct DenseCodebook {

@@ -3,12 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bitset>
 #include <functional>
 #include <random>
 #include <utility>
 
 #include "format/writer.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_sparse/codebook_sparse.h"
 
 namespace tac {
 namespace {
@@ -216,6 +218,94 @@ TEST(DenseCodebook, FullRowsAreLimitedByTheirLevel) {
     layer.levels = {-level};
     EXPECT_EQ(layer.dense().runs, std::vector<std::uint8_t>(2, static_cast<std::uint8_t>(run)));
   }
+}
+
+// Every weight with a level is in its list once, in order, and the rest of a piece is filling.
+void expect_complete(Layer& layer, const SparseCodebook& sparse) {
+  using kernels::kSparseChunk, kernels::kSparseGroup, kernels::kSparseTile;
+  const std::size_t n_tiles = (layer.rows + kSparseTile - 1) / kSparseTile;
+  std::vector<int> found(layer.codes.size(), 15);
+  std::size_t group = 0;
+  for (std::size_t piece = 0; piece < sparse.begins.size(); ++piece) {
+    ASSERT_EQ(sparse.begins[piece], group);
+    const std::uint8_t* counts = sparse.counts.data() + piece * kSparseTile;
+    const std::size_t n_groups = *std::max_element(counts, counts + kSparseTile);
+    for (std::size_t r = 0; r < kSparseTile; ++r) {
+      std::size_t next = piece / n_tiles * kSparseChunk, entries = 0;
+      for (std::size_t i = 0; i < n_groups * kSparseGroup; ++i) {
+        const std::size_t at =
+            ((group + i / kSparseGroup) * kSparseTile + r) * kSparseGroup + i % kSparseGroup;
+        const unsigned code = sparse.codes[at / 2] >> (at % 2 * 4) & 15U;
+        if (sparse.places[at] == kernels::kSparseFill) {
+          ASSERT_EQ(code, 0U);
+          continue;
+        }
+        ASSERT_EQ(entries, i) << "a gap";
+        ++entries;
+        const std::size_t k =
+            piece / n_tiles * kSparseChunk + sparse.places[at] / kernels::kSparseStep;
+        const std::size_t row = piece % n_tiles * kSparseTile + r;
+        ASSERT_LT(row, layer.rows);
+        ASSERT_LT(k, layer.columns);
+        ASSERT_GE(k, next);
+        next = k + 1;
+        found[row * layer.columns + k] = static_cast<int>(code);
+      }
+      ASSERT_EQ(counts[r], (entries + kSparseGroup - 1) / kSparseGroup);
+    }
+    group += n_groups;
+  }
+  ASSERT_EQ(sparse.places.size(), group * kSparseTile * kSparseGroup);
+  for (std::size_t i = 0; i < found.size(); ++i)
+    ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
+}
+
+std::optional<SparseCodebook> sparse_of(Layer& layer) {
+  CodebookRows weights(layer.op, layer.rows, layer.columns);
+  return sparse_codebook(weights, layer.rows, layer.columns, std::bitset<16>{}.set(12));
+}
+
+TEST(SparseCodebook, HoldsEveryWeightOnce) {
+  std::mt19937 engine(3);
+  for (const std::size_t rows : {4, 16, 18, 51}) {
+    for (const std::size_t columns : {31, 64, 255, 256, 257, 900}) {
+      for (const unsigned zeros_in_16 : {12U, 15U}) {
+        Layer layer(rows, columns, [&](auto, auto) {
+          return engine() % 16 < zeros_in_16 ? 15 : static_cast<int>(engine() % 15);
+        });
+        const auto sparse = sparse_of(layer);
+        ASSERT_TRUE(sparse);
+        expect_complete(layer, *sparse);
+        if (testing::Test::HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(SparseCodebook, HoldsRowsOfAllLengths) {
+  Layer layer(40, 800, [](std::size_t o, std::size_t k) {
+    return o == 9 || (o % 7 == 3 && k % 3 == 0) ? static_cast<int>(k % 15) : 15;
+  });
+  const auto sparse = sparse_of(layer);
+  ASSERT_TRUE(sparse);
+  expect_complete(layer, *sparse);
+}
+
+TEST(SparseCodebook, WastesLittleOnPrunedLayers) {
+  std::mt19937 engine(3);
+  Layer layer(64, 4096,
+              [&](auto, auto) { return engine() % 4 != 0 ? 15 : static_cast<int>(engine() % 6); });
+  const auto sparse = sparse_of(layer);
+  ASSERT_TRUE(sparse);
+  EXPECT_LE(static_cast<double>(sparse->places.size()), 1.2 * 64 * 4096 / 4);
+}
+
+TEST(SparseCodebook, RefusesLayersThatItCannotHoldSmall) {
+  Layer full(64, 512, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
+  EXPECT_FALSE(sparse_of(full));
+  // One output of a tile of four.
+  Layer alone(1, 4096, [](auto, std::size_t k) { return k % 4 == 0 ? 1 : 15; });
+  EXPECT_FALSE(sparse_of(alone));
 }
 
 }  // namespace

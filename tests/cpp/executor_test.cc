@@ -15,9 +15,11 @@
 
 #include "backends_under_test.h"
 #include "base/error.h"
+#include "float_testing.h"
 #include "format/writer.h"
 #include "ir/op_names.h"
 #include "naive_graph.h"
+#include "runtime/codebook_layout.h"
 #include "runtime/engine.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
@@ -146,11 +148,13 @@ class Builder {
     return writer.own_array<T>(v);
   }
   // Rows of n_bits random bits, padded with 0 to whole words.
-  BlobOf<std::uint32_t> bit_rows(std::size_t rows, std::size_t n_bits) {
+  // Set with probability 2^-halvings.
+  BlobOf<std::uint32_t> bit_rows(std::size_t rows, std::size_t n_bits, int halvings = 1) {
     const std::size_t words = (n_bits + 31) / 32;
     std::vector<std::uint32_t> v(rows * words);
     for (std::size_t i = 0; i < v.size(); ++i) {
       v[i] = random_();
+      for (int j = 1; j < halvings; ++j) v[i] &= random_();
       if (i % words == words - 1 && n_bits % 32 != 0) v[i] &= (1U << (n_bits % 32)) - 1;
     }
     return writer.own_array<std::uint32_t>(v);
@@ -226,7 +230,8 @@ class Builder {
   }
 
   TensorId codebook_linear(TensorId x, std::int64_t out_features, std::int64_t code_bits,
-                           std::size_t n_values, bool sparse, bool integer = false) {
+                           std::size_t n_values, bool sparse, bool integer = false,
+                           int halvings = 1) {
     Dims dims = tensor(x).dims;
     const auto k = static_cast<std::size_t>(dims.back()),
                o = static_cast<std::size_t>(out_features);
@@ -241,7 +246,7 @@ class Builder {
     op.codebook = writer.own_array<float>(book);
     std::size_t coded = o * k;
     if (sparse) {
-      op.bitmap = bit_rows(o, k);
+      op.bitmap = bit_rows(o, k, halvings);
       coded = 0;
       for (const std::uint32_t word : op.bitmap.view())
         coded += static_cast<std::size_t>(std::popcount(word));
@@ -635,6 +640,54 @@ TEST(Executor, CodebookLinearInIntegersKeepsSmallInputsBesideLargeOnes) {
       for (const std::size_t threads : {1, 2}) {
         const Engine engine(b.graph(), {threads, std::string(backend.name)});
         EXPECT_EQ(run_engine(engine, batch, n), expected) << backend.name << ", batch " << n;
+      }
+    }
+  }
+}
+
+// A sample has the same bits alone and in batches, whose layers go over lists where those pay;
+// infinity stays in its sample and makes outputs with zero weights NaN.
+TEST(Executor, CodebookLayersInBatchesGiveTheBitsOfSingleSamples) {
+  constexpr std::size_t kInputs = 300, kOutputs = 530, kLargest = 50;
+  struct Case {
+    std::size_t n_values;
+    bool sparse, integer;
+  };
+  for (const auto& [n_values, sparse, integer] : std::vector<Case>{{15, true, false},
+                                                                   {16, true, false},
+                                                                   {16, false, false},
+                                                                   {15, true, true},
+                                                                   {16, false, true}}) {
+    Builder b(static_cast<std::uint32_t>(n_values));
+    b.output(b.codebook_linear(b.input({kInputs}), kOutputs, 4, n_values, sparse, integer, 2));
+    const Graph graph = b.graph();
+    CodebookRows weights(std::get<CodebookLinear>(graph.ops[0].op), kOutputs, kInputs);
+    EXPECT_EQ(sparse_codebook(weights, kOutputs, kInputs, {}).has_value(), sparse);
+    auto all = random_batch(graph, kLargest, kSeed);
+    for (const std::size_t n : {3, 40})
+      all[0][n * kInputs + 7 * n] = std::numeric_limits<float>::infinity();
+    for (const auto& backend : test::backends_under_test()) {
+      const Engine one(graph, {1, std::string(backend.name)});
+      std::vector<double> expected;
+      for (std::size_t n = 0; n < kLargest; ++n) {
+        const auto begin = all[0].begin() + static_cast<std::ptrdiff_t>(n * kInputs);
+        const Outputs y = run_engine(one, {{begin, begin + kInputs}}, 1);
+        expected.insert(expected.end(), y[0].begin(), y[0].end());
+      }
+      EXPECT_TRUE(std::ranges::any_of(expected, [](double v) { return std::isnan(v); }));
+      for (const std::size_t threads : {1, 2}) {
+        const Engine engine(graph, {threads, std::string(backend.name)});
+        for (const std::size_t n : {2, 8, 18, 32, 38, 50}) {
+          auto batch = all;
+          batch[0].resize(n * kInputs);
+          const Outputs y = run_engine(engine, batch, n);
+          for (std::size_t i = 0; i < n * kOutputs; ++i) {
+            ASSERT_TRUE(
+                test::same_bits(static_cast<float>(y[0][i]), static_cast<float>(expected[i])))
+                << backend.name << ", batch " << n << ", sample " << i / kOutputs << ", output "
+                << i % kOutputs << ": " << y[0][i] << ", alone " << expected[i];
+          }
+        }
       }
     }
   }

@@ -3,11 +3,16 @@
 
 #include <algorithm>
 #include <array>
+#include <bitset>
+#include <cfloat>
 #include <cmath>
 #include <cstdlib>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "kernels/codebook_i16/codebook_i16.h"
+#include "kernels/codebook_sparse/codebook_sparse.h"
 #include "runtime/codebook_layout.h"
 #include "runtime/codebook_rounding.h"
 #include "runtime/layout.h"
@@ -23,6 +28,67 @@ constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
+// Samples from which on lists are faster than the dense forms, whose time grows with each sample.
+constexpr std::size_t kMinSparseBatch = 4;
+// Outputs of an item that goes over lists: turning the inputs around is worth it for many.
+constexpr std::size_t kSparseTilesPerItem = 128;
+
+// The layer as lists, for batches.
+class SparseLists {
+ public:
+  static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kSparseTilesPerItem);
+
+  // Nothing where lists do not pay.
+  static std::optional<SparseLists> make(CodebookRows& weights, std::size_t in_features,
+                                         std::size_t out_features,
+                                         const std::bitset<kTableSize>& zeros, const float* bias) {
+    std::optional<SparseCodebook> lists =
+        sparse_codebook(weights, out_features, in_features, zeros);
+    if (!lists) return std::nullopt;
+    SparseLists result;
+    result.lists_ = std::move(*lists);
+    const SparseCodebook& l = result.lists_;
+    result.params_ = {
+        in_features,     out_features, l.places.data(), l.codes.data(), l.begins.data(),
+        l.counts.data(), bias};
+    return result;
+  }
+
+  const kernels::CodebookSparseParams& params() const noexcept { return params_; }
+  std::size_t bytes() const noexcept { return lists_.bytes(); }
+
+  // Of n_rows samples those at the front that go over lists, in groups of kSparseSamples.
+  static std::size_t rows_of(std::size_t n_rows) noexcept {
+    const std::size_t left = n_rows % kernels::kSparseSamples;
+    return left < kMinSparseBatch ? n_rows - left : n_rows;
+  }
+  // Calls use(first row, rows, first tile, tile end, thread) for each part of the work.
+  template <class Use>
+  void for_each_item(ThreadPool& pool, std::size_t n_rows, const Use& use) const {
+    const std::size_t n_tiles = ceil_div(params_.out_features, kernels::kSparseTile);
+    const std::size_t parts = ceil_div(n_tiles, kSparseTilesPerItem);
+    pool.parallel_for(ceil_div(n_rows, kernels::kSparseSamples) * parts,
+                      [&](std::size_t begin, std::size_t end, std::size_t thread) {
+                        for (std::size_t i = begin; i < end; ++i) {
+                          const std::size_t row = i / parts * kernels::kSparseSamples;
+                          const std::size_t tile = i % parts * kSparseTilesPerItem;
+                          use(row, std::min(kernels::kSparseSamples, n_rows - row), tile,
+                              std::min(tile + kSparseTilesPerItem, n_tiles), thread);
+                        }
+                      });
+  }
+
+ private:
+  SparseCodebook lists_;
+  kernels::CodebookSparseParams params_{};
+};
+
+bool is_finite(const float* x, std::size_t count) noexcept {
+  bool finite = true;
+  for (std::size_t k = 0; k < count; ++k) finite &= std::fabs(x[k]) <= FLT_MAX;
+  return finite;
+}
+
 // How many nibbles of a dword one input takes in a block of n_outputs.
 std::size_t nibbles_of(std::size_t n_outputs) noexcept {
   return n_outputs <= 16 ? 1 : n_outputs <= 32 ? 2 : n_outputs <= 64 ? 4 : 8;
@@ -31,7 +97,10 @@ std::size_t nibbles_of(std::size_t n_outputs) noexcept {
 class CodebookLinearStep final : public Step {
  public:
   CodebookLinearStep(const CodebookLinear& op, const PrepareContext& ctx)
-      : input_(op.input), output_(op.output), kernel_(ctx.kernels().codebook_linear_f32) {
+      : input_(op.input),
+        output_(op.output),
+        kernel_(ctx.kernels().codebook_linear_f32),
+        sparse_kernel_(ctx.kernels().codebook_sparse_f32) {
     const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
     const std::size_t out_features = rows_of(ctx.tensor(op.output)).channels;
     rows_ = rows;
@@ -43,37 +112,78 @@ class CodebookLinearStep final : public Step {
     // zeros are.
     const bool masked = op.bitmap.size() != 0 && values.size() == kTableSize;
     const auto zero_code = static_cast<std::uint8_t>(masked ? 0 : values.size() % kTableSize);
-    pack(op, in_features, out_features, masked, zero_code);
+    CodebookRows weights(op, out_features, in_features);
+    pack(weights, op, in_features, out_features, masked, zero_code);
     bias_ = expand(op.bias, out_features);
     for (std::size_t o = 0; o < out_features; ++o) bias_[o] += 0.0F;  // no -0
     const bool finite = std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
     params_ = {in_features,   out_features, codes_.data(), masked ? mask_.data() : nullptr,
                table_.data(), bias_.data(), finite};
+    std::bitset<kTableSize> zeros;
+    for (std::size_t i = 0; i < values.size(); ++i) zeros[i] = values[i] == 0.0F;
+    if (finite)
+      sparse_ = SparseLists::make(weights, in_features, out_features, zeros, bias_.data());
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
+    if (sparse_) {
+      param_bytes += sparse_->bytes();
+      sample_scratch_bytes = rows;
+      thread_scratch_bytes = SparseLists::kScratchBytes;
+    }
   }
 
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
-    ctx.pool->parallel_for(
-        ceil_div(n_rows, kRowsPerItem) * chunks,
-        [&](std::size_t begin, std::size_t end, std::size_t) {
-          for (std::size_t i = begin; i < end; ++i) {
-            const std::size_t row = i / chunks * kRowsPerItem, block = i % chunks * kBlocksPerItem;
-            kernel_(params_, x + row * params_.in_features, std::min(kRowsPerItem, n_rows - row),
-                    params_.in_features, block, std::min(block + kBlocksPerItem, n_blocks_),
-                    y + row * params_.out_features, params_.out_features);
+    const std::size_t n_sparse = sparse_ ? SparseLists::rows_of(n_rows) : 0;
+    if (n_sparse != 0) run_sparse(ctx, x, n_sparse, y);
+    ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * chunks,
+                           [&](std::size_t begin, std::size_t end, std::size_t) {
+                             for (std::size_t i = begin; i < end; ++i) {
+                               const std::size_t row = n_sparse + i / chunks * kRowsPerItem;
+                               const std::size_t block = i % chunks * kBlocksPerItem;
+                               kernel_(params_, x + row * params_.in_features,
+                                       std::min(kRowsPerItem, n_rows - row), params_.in_features,
+                                       block, std::min(block + kBlocksPerItem, n_blocks_),
+                                       y + row * params_.out_features, params_.out_features);
+                             }
+                           });
+  }
+
+ private:
+  // Zero weights times infinity or NaN are NaN, and lists leave them out: groups with such a sample
+  // take the dense form.
+  void run_sparse(const RunContext& ctx, const float* x, std::size_t n_rows,
+                  float* y) const noexcept {
+    auto* finite = reinterpret_cast<std::uint8_t*>(ctx.sample_scratch);
+    ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
+      for (std::size_t r = begin; r < end; ++r)
+        finite[r] = is_finite(x + r * params_.in_features, params_.in_features);
+    });
+    sparse_->for_each_item(
+        *ctx.pool, n_rows,
+        [&](std::size_t row, std::size_t batch, std::size_t tile, std::size_t tile_end,
+            std::size_t thread) {
+          const float* from = x + row * params_.in_features;
+          float* to = y + row * params_.out_features;
+          if (std::all_of(finite + row, finite + row + batch, [](auto f) { return f != 0; })) {
+            sparse_kernel_(sparse_->params(), table_.data(), from, batch, params_.in_features, tile,
+                           tile_end, ctx.scratch_of_thread<std::byte>(thread), to,
+                           params_.out_features);
+          } else {
+            constexpr std::size_t kTiles = kernels::kCodebookBlock / kernels::kSparseTile;
+            static_assert(kSparseTilesPerItem % kTiles == 0);
+            kernel_(params_, from, batch, params_.in_features, tile / kTiles,
+                    ceil_div(tile_end, kTiles), to, params_.out_features);
           }
         });
   }
 
- private:
   // The kernel's layout, kernels/codebook_linear/codebook_linear.h.
-  void pack(const CodebookLinear& op, std::size_t in_features, std::size_t out_features,
-            bool masked, std::uint8_t zero_code) {
+  void pack(CodebookRows& weights, const CodebookLinear& op, std::size_t in_features,
+            std::size_t out_features, bool masked, std::uint8_t zero_code) {
     const std::size_t full_blocks = n_blocks_ - 1;
     const std::size_t last_outputs = out_features - full_blocks * kernels::kCodebookBlock;
     const std::size_t last_bytes = ceil_div(in_features, 8 / nibbles_of(last_outputs)) * 64;
@@ -90,7 +200,6 @@ class CodebookLinearStep final : public Step {
     const auto zeros = static_cast<std::uint8_t>(zero_code | zero_code << 4U);
     std::fill_n(codes_.data(), codes_.size(), zeros);
     if (masked) mask_ = AlignedBuffer<std::uint8_t>(n_blocks_ * in_features * 16);
-    CodebookRows weights(op, out_features, in_features);
     for (std::size_t o = 0; o < out_features; ++o) {
       const CodebookRows::Row row = weights.row(o);
       const std::size_t block = o / kernels::kCodebookBlock, in_block = o % kernels::kCodebookBlock;
@@ -115,8 +224,10 @@ class CodebookLinearStep final : public Step {
   std::size_t rows_ = 0, n_blocks_ = 0;
   AlignedBuffer<std::uint8_t> codes_, mask_;
   AlignedBuffer<float> table_, bias_;
+  std::optional<SparseLists> sparse_;
   kernels::CodebookLinearParams params_{};
   kernels::codebook_linear_f32_fn kernel_;
+  kernels::codebook_sparse_f32_fn sparse_kernel_;
 };
 
 // The arithmetic in integers: samples are rounded (codebook_rounding.h) and multiplied, and so is
@@ -132,7 +243,8 @@ class CodebookIntegerStep final : public Step {
         level_scale_(op.level_scale),
         quantize_(ctx.kernels().quantize_f32_i16),
         dense_kernel_(ctx.kernels().codebook_linear_i16),
-        sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced) {
+        sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced),
+        sparse_kernel_(ctx.kernels().codebook_sparse_i16) {
     const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
     rows_ = rows;
     in_features_ = in_features;
@@ -162,11 +274,16 @@ class CodebookIntegerStep final : public Step {
                        dense_.codes.data(), levels_.data(),
                        dense_.runs.data(),  bias_.data()};
       n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
+      make_lists(weights, levels);
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
     }
     macs = rows * in_features * out_features_;
     param_bytes =
         dense_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
+    if (sparse_) {
+      param_bytes += sparse_->bytes() + pairs_.bytes();
+      thread_scratch_bytes = SparseLists::kScratchBytes;
+    }
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
     zeros_ = AlignedBuffer<float>(out_features_);
     measure_drift(op, weights);
@@ -193,10 +310,22 @@ class CodebookIntegerStep final : public Step {
         means[r] = sample.mean;
       }
     });
-    ctx.pool->parallel_for(ceil_div(n_rows, kRowsPerItem) * n_items_,
+    const std::size_t n_sparse = sparse_ ? SparseLists::rows_of(n_rows) : 0;
+    if (n_sparse != 0) {
+      sparse_->for_each_item(*ctx.pool, n_sparse,
+                             [&](std::size_t row, std::size_t batch, std::size_t tile,
+                                 std::size_t tile_end, std::size_t thread) {
+                               sparse_kernel_(sparse_->params(), pairs_.data(), max_level_,
+                                              q + row * q_stride_, batch, q_stride_, units + row,
+                                              tile, tile_end,
+                                              ctx.scratch_of_thread<std::byte>(thread),
+                                              y + row * out_features_, out_features_);
+                             });
+    }
+    ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * n_items_,
                            [&](std::size_t begin, std::size_t end, std::size_t) {
                              for (std::size_t i = begin; i < end; ++i) {
-                               const std::size_t row = i / n_items_ * kRowsPerItem;
+                               const std::size_t row = n_sparse + i / n_items_ * kRowsPerItem;
                                multiply(i % n_items_, q + row * q_stride_,
                                         std::min(kRowsPerItem, n_rows - row), units + row,
                                         bias_.data(), y + row * out_features_);
@@ -221,6 +350,20 @@ class CodebookIntegerStep final : public Step {
 
  private:
   static constexpr std::size_t kRowsOfDenseItem = 16;
+
+  void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels) {
+    std::bitset<kTableSize> zeros;
+    for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
+    sparse_ = SparseLists::make(weights, in_features_, out_features_, zeros, bias_.data());
+    if (!sparse_) return;
+    pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
+    for (std::size_t i = 0; i < pairs_.size(); ++i) {
+      const auto low = static_cast<std::uint16_t>(levels_[i % kTableSize]);
+      const auto high = static_cast<std::uint16_t>(levels_[i / kTableSize]);
+      pairs_[i] = low | std::uint32_t{high} << 16U;
+    }
+    for (const std::int32_t level : levels) max_level_ = std::max(max_level_, std::abs(level));
+  }
 
   void measure_drift(const CodebookLinear& op, const CodebookRows& weights) {
     std::array<std::int32_t, kTableSize> parts{};
@@ -263,11 +406,15 @@ class CodebookIntegerStep final : public Step {
   AlignedBuffer<double> drift_;  // empty where the levels are exact
   DenseCodebook dense_;
   SlicedCodebook sliced_;
+  std::optional<SparseLists> sparse_;
+  AlignedBuffer<std::uint32_t> pairs_;
+  std::int32_t max_level_ = 0;
   kernels::CodebookDenseParams dense_params_{};
   kernels::CodebookSlicedParams sliced_params_{};
   kernels::quantize_f32_i16_fn quantize_;
   kernels::codebook_linear_i16_fn dense_kernel_;
   kernels::codebook_linear_i16_sliced_fn sliced_kernel_;
+  kernels::codebook_sparse_i16_fn sparse_kernel_;
 };
 
 }  // namespace
