@@ -52,6 +52,7 @@ BINARY_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino binar
 # And single layers.
 LAYER_CONTENDERS = (REFERENCE, "tac_engine", "tac_engine avx2", "openvino float32")
 BINARY_LAYER_CONTENDERS = (*LAYER_CONTENDERS, "openvino binary")
+CODEBOOK_LAYER_CONTENDERS = (*LAYER_CONTENDERS, "onnxruntime int8", "openvino int8")
 
 # Which network is timed with more batches, on one thread.
 SWEEP = ("vgg9", (4, 64))
@@ -113,7 +114,9 @@ class Contest:
             networks.write(network, folder)
         Plain.of(self.onnx).save(self.onnx.with_suffix(".npz"))
         self.sweep = SWEEP[1] if network == SWEEP[0] and not args.quick else ()
-        count = max(PICTURES, *args.batches, *self.sweep)
+        codebook = args.layers and network.startswith("layer_codebook")
+        self.batches = networks.CODEBOOK_BATCHES if codebook else args.batches
+        count = max(PICTURES, *self.batches, *self.sweep)
         np.save(self.pictures, networks.pictures(count, networks.shape_of(network)))
         names = [name for name in args.contenders if name in takes_part(network)]
         self.processes = [self.start(name) for name in names]
@@ -139,7 +142,7 @@ class Contest:
                 with self.noting_failure(process):
                     self.contenders[process.name] = process.ask("build")
             for threads in self.args.threads:
-                for batch in self.args.batches:
+                for batch in self.batches:
                     self.measure(batch, threads)
             for batch in self.sweep:
                 self.measure(batch, 1)
@@ -241,6 +244,8 @@ def takes_part(network: str) -> tuple[str, ...]:
     """Return who runs the network."""
     if network.startswith("layer_binary"):
         return BINARY_LAYER_CONTENDERS
+    if network.startswith("layer_codebook"):
+        return CODEBOOK_LAYER_CONTENDERS
     if network in networks.LAYERS:
         return LAYER_CONTENDERS
     return BINARY_CONTENDERS if network.endswith("_binary") else tuple(CONTENDERS)
@@ -291,7 +296,9 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=10, help="turns that each contender has at most")
     parser.add_argument("--seconds", type=float, default=0.6, help="time after which a contender has no more turns")
-    parser.add_argument("--layers", action="store_true", help="single layers, one picture, one thread")
+    parser.add_argument(
+        "--layers", action="store_true", help="single layers, one picture and batches of codebook layers, one thread"
+    )
     parser.add_argument("--quick", action="store_true", help="a short run of tac_engine on the smallest network")
     parser.add_argument("--larq-python", help="interpreter of an environment with larq-compute-engine and tensorflow")
     parser.add_argument("--folder", type=Path, help="keep models here and use them again (default: a temporary one)")

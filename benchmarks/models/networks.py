@@ -264,6 +264,8 @@ BINARY_CHAINS += [(1, 256, 14), (1, 512, 7)]
 FLOAT_CHAINS = [(3, 128, 16), (1, 128, 28), (1, 512, 7)]
 STEMS = [(7, 64, 224, 2), (11, 96, 224, 4), (3, 128, 32, 1)]  # kernel, channels out, pixels, stride; 3 channels in
 LINEARS = [(512, 1000), (4096, 1000), (8192, 1024)]
+CODEBOOKS = [(1024, 1024), (8192, 1024), (4096, 4096)]
+CODEBOOK_BATCHES = [1, 8, 16, 64]
 
 
 def chain_name(kind: str, kernel: int, channels: int, pixels: int, depth: int) -> str:
@@ -276,9 +278,9 @@ def stem_name(kernel: int, channels: int, pixels: int, stride: int) -> str:
     return f"layer_stem_{kernel}x{kernel}_{channels}_{pixels}_{stride}"
 
 
-def linear_name(inputs: int, outputs: int) -> str:
-    """Return the name of the network of one float fully connected layer."""
-    return f"layer_linear_{inputs}_{outputs}"
+def linear_name(inputs: int, outputs: int, *, codebook: bool = False) -> str:
+    """Return the name of the network of one fully connected layer."""
+    return f"layer_{'codebook' if codebook else 'linear'}_{inputs}_{outputs}"
 
 
 def _chain(kind: str, kernel: int, channels: int, depth: int) -> Callable[[Net, bool], None]:
@@ -303,9 +305,9 @@ def _stem(kernel: int, channels: int, stride: int) -> Callable[[Net, bool], None
     return build
 
 
-def _linear(outputs: int) -> Callable[[Net, bool], None]:
+def _linear(outputs: int, *, codebook: bool) -> Callable[[Net, bool], None]:
     def build(net: Net, binary: bool) -> None:
-        net.flatten().linear(outputs, codebook=False)
+        net.flatten().linear(outputs, codebook=codebook)
 
     return build
 
@@ -333,7 +335,11 @@ _LAYER_BUILDERS |= {
     stem_name(kernel, channels, pixels, stride): (_stem(kernel, channels, stride), (3, pixels, pixels))
     for kernel, channels, pixels, stride in STEMS
 }
-_LAYER_BUILDERS |= {linear_name(inputs, outputs): (_linear(outputs), (inputs, 1, 1)) for inputs, outputs in LINEARS}
+_LAYER_BUILDERS |= {
+    linear_name(inputs, outputs, codebook=codebook): (_linear(outputs, codebook=codebook), (inputs, 1, 1))
+    for codebook, layers in ((False, LINEARS), (True, CODEBOOKS))
+    for inputs, outputs in layers
+}
 LAYERS = tuple(_LAYER_BUILDERS)
 
 

@@ -8,7 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from networks import BINARY_CHAINS, CHAIN, FLOAT_CHAINS, LINEARS, STEMS, chain_name, linear_name, stem_name
+from networks import (
+    BINARY_CHAINS,
+    CHAIN,
+    CODEBOOK_BATCHES,
+    CODEBOOKS,
+    FLOAT_CHAINS,
+    LINEARS,
+    STEMS,
+    chain_name,
+    linear_name,
+    stem_name,
+)
 
 OURS = "tac_engine"
 FLOAT = "onnxruntime float32"
@@ -221,6 +232,21 @@ def layers_table(results: Results) -> str:
     return table(["us per layer, 1 picture, 1 thread", *names, "fastest rival / tac_engine"], rows)
 
 
+def codebooks_table(results: Results) -> str:
+    """Return microseconds per picture of codebook layers in batches."""
+    names = [OURS, f"{OURS} avx2", FLOAT, "openvino float32", "onnxruntime int8", "openvino int8"]
+    rows = [
+        [
+            f"{inputs} -> {outputs}, batch {batch}",
+            *microseconds([results.ms(network, name, batch, 1) for name in names]),
+        ]
+        for inputs, outputs in CODEBOOKS
+        if (network := linear_name(inputs, outputs, codebook=True)) in results.networks
+        for batch in CODEBOOK_BATCHES
+    ]
+    return table(["us per picture, 1 thread, 75 % zeros, 15 values", *names, "fastest rival / tac_engine"], rows)
+
+
 def microseconds(times: Sequence[float | None]) -> list[str]:
     """Return the cells of one row of milliseconds: ours, ours on AVX2, rivals; then the best rival by ours."""
     rivals = [time for time in times[2:] if time is not None]
@@ -244,7 +270,7 @@ def markdown(results: Results) -> str:
         parts.append("Every layer binary but the first and the last:")
         parts += [times_table(results, results.binary, threads) for threads in results.data["threads"]]
     if results.layers:
-        parts.append(layers_table(results))
+        parts += [layers_table(results), codebooks_table(results)]
     if results.published or results.binary:
         parts += ["How many times as fast tac_engine is:", ratios_table(results)]
     parts.append(packages_table(results))

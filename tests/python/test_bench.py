@@ -183,7 +183,7 @@ def test_layer_benchmark_runs_once(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers.json"
     chain = ["layer_binary_1x1_512_7_1", "layer_binary_1x1_512_7_5"]
     command = [sys.executable, str(models / "bench_models.py"), "--out", str(out), "--layers"]
-    command += ["--networks", *chain, "layer_linear_512_1000", "--contenders", "tac_engine"]
+    command += ["--networks", *chain, "layer_linear_512_1000", "layer_codebook_1024_1024", "--contenders", "tac_engine"]
     command += ["--rounds", "2", "--seconds", "0.05"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,11 @@ def test_layer_benchmark_runs_once(models: Path, tmp_path: Path) -> None:
     report = load_script(models / "report.py")
     one, five = (data["networks"][name]["timings"][1]["median_ms"] for name in chain)
     row = f"| binary 1x1, 512 at 7 x 7 | {report.figure(1e3 * (five - one) / 4)} |"
-    assert row in report.markdown(report.Results(data))
+    markdown = report.markdown(report.Results(data))
+    assert row in markdown
+    last = data["networks"]["layer_codebook_1024_1024"]["timings"][-1]
+    assert (last["contender"], last["batch"]) == ("tac_engine", 64)
+    assert f"| 1024 -> 1024, batch 64 | {report.figure(1e3 * last['median_ms'] / 64)} |" in markdown
 
 
 def test_contender_that_is_missing_or_wrong_is_listed(models: Path) -> None:
