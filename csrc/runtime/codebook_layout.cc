@@ -101,6 +101,57 @@ struct Lane {
   }
 };
 
+// The weights of a row that are not zero, on their way into lists.
+class SparseRow {
+ public:
+  void take(const CodebookRows::Row& row, const std::bitset<16>& zeros) {
+    next_ = 0;
+    positions_.assign(row.positions.begin(), row.positions.end());
+    codes_.assign(row.codes.begin(), row.codes.end());
+    if (zeros.none()) return;
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < codes_.size(); ++i) {
+      positions_[kept] = positions_[i];
+      codes_[kept] = codes_[i];
+      kept += zeros[codes_[i]] ? 0 : 1;
+    }
+    positions_.resize(kept);
+    codes_.resize(kept);
+  }
+  // How many of those left lie before column `end`.
+  std::size_t size_before(std::size_t end) const noexcept {
+    const auto begin = positions_.begin() + static_cast<std::ptrdiff_t>(next_);
+    const auto last =
+        begin + static_cast<std::ptrdiff_t>(std::min(kSparseChunk, positions_.size() - next_));
+    return static_cast<std::size_t>(std::lower_bound(begin, last, end) - begin);
+  }
+  // Writes the next `count`, all of one chunk, to this row's places in a piece.
+  void write(std::size_t count, std::uint16_t* places, std::uint8_t* codes) noexcept {
+    const auto place_of = [&](std::size_t i) {
+      return static_cast<std::uint16_t>(positions_[i] % kSparseChunk * kernels::kSparseStep);
+    };
+    const auto pair_of = [&](std::size_t i) {
+      return static_cast<std::uint8_t>(codes_[i] | codes_[i + 1] << 4U);
+    };
+    for (; count >= kSparseGroup; count -= kSparseGroup, next_ += kSparseGroup) {
+      for (std::size_t e = 0; e < kSparseGroup; ++e) places[e] = place_of(next_ + e);
+      codes[0] = pair_of(next_);
+      codes[1] = pair_of(next_ + 2);
+      places += kSparseTile * kSparseGroup;
+      codes += kSparseTile * kSparseGroup / 2;
+    }
+    for (std::size_t e = 0; e < count; ++e, ++next_) {
+      places[e] = place_of(next_);
+      codes[e / 2] |= static_cast<std::uint8_t>(codes_[next_] << (e % 2 * 4));
+    }
+  }
+
+ private:
+  std::vector<std::uint32_t> positions_;
+  std::vector<std::uint8_t> codes_;
+  std::size_t next_ = 0;
+};
+
 // Grows in place of a vector: what is written is where it stays, aligned.
 template <class T>
 struct Growing {
@@ -260,51 +311,58 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
 
 std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros) {
-  const std::size_t n_tiles = ceil_div(rows, kSparseTile),
-                    n_chunks = ceil_div(columns, kSparseChunk);
-  const std::size_t max_entries = rows * columns / 16 * kMaxSparseShare;
-  // Calls use(chunk, k, code) for every weight of a row.
-  const auto each = [&](std::size_t r, const auto& use) {
-    const CodebookRows::Row row = weights.row(r);
-    for (std::size_t i = 0; i < row.codes.size(); ++i) {
-      if (!zeros[row.codes[i]])
-        use(row.positions[i] / kSparseChunk, row.positions[i], row.codes[i]);
-    }
-  };
+  constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
+  const std::size_t n_tiles = ceil_div(rows, kSparseTile);
+  const std::size_t n_chunks = ceil_div(columns, kSparseChunk);
+  const std::size_t max_groups = rows * columns / 16 * kMaxSparseShare / kGroup;
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
   sparse.counts.resize(n_chunks * n_tiles * kSparseTile);
-  std::vector<std::uint16_t> entries(n_chunks);
-  for (std::size_t r = 0; r < rows; ++r) {
-    std::ranges::fill(entries, std::uint16_t{0});
-    each(r, [&](std::size_t chunk, std::size_t, std::uint8_t) { ++entries[chunk]; });
-    for (std::size_t chunk = 0; chunk < n_chunks; ++chunk) {
-      sparse.counts[chunk * n_tiles * kSparseTile + r] =
-          static_cast<std::uint8_t>(ceil_div(std::size_t{entries[chunk]}, kSparseGroup));
+  // The lists of a chunk. They are joined when their lengths are known.
+  struct Chunk {
+    std::vector<std::uint16_t> places;
+    std::vector<std::uint8_t> codes;
+  };
+  std::vector<Chunk> chunks(n_chunks);
+  std::size_t n_groups = 0;
+  std::array<SparseRow, kSparseTile> tile_rows;
+  for (std::size_t tile = 0; tile < n_tiles; ++tile) {
+    for (std::size_t r = 0; r < kSparseTile; ++r) {
+      const std::size_t row = tile * kSparseTile + r;
+      tile_rows[r].take(row < rows ? weights.row(row) : CodebookRows::Row{}, zeros);
+    }
+    for (std::size_t c = 0; c < n_chunks; ++c) {
+      const std::size_t piece = c * n_tiles + tile, end = (c + 1) * kSparseChunk;
+      std::array<std::size_t, kSparseTile> sizes;
+      for (std::size_t r = 0; r < kSparseTile; ++r) {
+        sizes[r] = tile_rows[r].size_before(end);
+        sparse.counts[piece * kSparseTile + r] =
+            static_cast<std::uint8_t>(ceil_div(sizes[r], kSparseGroup));
+      }
+      const std::size_t first = chunks[c].places.size();
+      const std::size_t groups = ceil_div(std::ranges::max(sizes), kSparseGroup);
+      sparse.begins[piece] = static_cast<std::uint32_t>(first / kGroup);
+      n_groups += groups;
+      if (n_groups > max_groups) return std::nullopt;
+      chunks[c].places.resize(first + groups * kGroup,
+                              static_cast<std::uint16_t>(kernels::kSparseFill));
+      chunks[c].codes.resize((first + groups * kGroup) / 2);
+      for (std::size_t r = 0; r < kSparseTile; ++r) {
+        tile_rows[r].write(sizes[r], chunks[c].places.data() + first + r * kSparseGroup,
+                           chunks[c].codes.data() + (first + r * kSparseGroup) / 2);
+      }
     }
   }
-  std::size_t n_groups = 0;
-  for (std::size_t piece = 0; piece < sparse.begins.size(); ++piece) {
-    sparse.begins[piece] = static_cast<std::uint32_t>(n_groups);
-    const auto counts = std::span(sparse.counts).subspan(piece * kSparseTile, kSparseTile);
-    n_groups += std::ranges::max(counts);
-  }
-  constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
-  if (n_groups * kGroup > max_entries) return std::nullopt;
   sparse.places = AlignedBuffer<std::uint16_t>(n_groups * kGroup);
-  std::fill_n(sparse.places.data(), sparse.places.size(),
-              static_cast<std::uint16_t>(kernels::kSparseFill));
   sparse.codes = AlignedBuffer<std::uint8_t>(n_groups * kGroup / 2);
-  for (std::size_t r = 0; r < rows; ++r) {
-    std::ranges::fill(entries, std::uint16_t{0});
-    const std::size_t tile = r / kSparseTile, in_tile = r % kSparseTile;
-    each(r, [&](std::size_t chunk, std::size_t k, std::uint8_t code) {
-      const std::size_t i = entries[chunk]++;
-      const std::size_t group = sparse.begins[chunk * n_tiles + tile] + i / kSparseGroup;
-      const std::size_t at = (group * kSparseTile + in_tile) * kSparseGroup + i % kSparseGroup;
-      sparse.places[at] = static_cast<std::uint16_t>(k % kSparseChunk * kernels::kSparseStep);
-      sparse.codes[at / 2] |= static_cast<std::uint8_t>(code << (at % 2 * 4));
-    });
+  std::size_t joined = 0;
+  for (std::size_t c = 0; c < n_chunks; ++c) {
+    std::ranges::copy(chunks[c].places, sparse.places.data() + joined);
+    std::ranges::copy(chunks[c].codes, sparse.codes.data() + joined / 2);
+    for (std::uint32_t& begin : std::span(sparse.begins).subspan(c * n_tiles, n_tiles))
+      begin += static_cast<std::uint32_t>(joined / kGroup);
+    joined += chunks[c].places.size();
+    chunks[c] = {};
   }
   return sparse;
 }
