@@ -315,6 +315,14 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
   const std::size_t n_tiles = ceil_div(rows, kSparseTile);
   const std::size_t n_chunks = ceil_div(columns, kSparseChunk);
   const std::size_t max_groups = rows * columns / 16 * kMaxSparseShare / kGroup;
+  std::size_t n_entries = 0;
+  for (std::size_t r = 0; r < rows; ++r) {
+    const auto kept = [&](std::uint8_t code) { return !zeros[code]; };
+    n_entries += zeros.none()
+                     ? weights.size(r)
+                     : static_cast<std::size_t>(std::ranges::count_if(weights.codes(r), kept));
+  }
+  if (n_entries > max_groups * kGroup) return std::nullopt;
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
   sparse.counts.resize(n_chunks * n_tiles * kSparseTile);
