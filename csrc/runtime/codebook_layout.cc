@@ -352,6 +352,7 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
       sparse.begins[piece] = static_cast<std::uint32_t>(first / kGroup);
       n_groups += groups;
       if (n_groups > max_groups) return std::nullopt;
+      if (groups == 0) continue;
       chunks[c].places.resize(first + groups * kGroup,
                               static_cast<std::uint16_t>(kernels::kSparseFill));
       chunks[c].codes.resize((first + groups * kGroup) / 2);
@@ -361,8 +362,9 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
       }
     }
   }
-  sparse.places = AlignedBuffer<std::uint16_t>(n_groups * kGroup);
-  sparse.codes = AlignedBuffer<std::uint8_t>(n_groups * kGroup / 2);
+  // One more, for the pointers of pieces without a group.
+  sparse.places = AlignedBuffer<std::uint16_t>((n_groups + 1) * kGroup);
+  sparse.codes = AlignedBuffer<std::uint8_t>((n_groups + 1) * kGroup / 2);
   std::size_t joined = 0;
   for (std::size_t c = 0; c < n_chunks; ++c) {
     std::ranges::copy(chunks[c].places, sparse.places.data() + joined);

@@ -1,4 +1,4 @@
-// From the codes of a file to the layouts of the integer codebook kernels.
+// From the codes of a file to the layouts of the codebook kernels.
 #pragma once
 
 #include <array>
@@ -75,7 +75,7 @@ struct SparseCodebook {
 };
 
 // Weights whose code is set in `zeros` are left out. Nothing where the lists would have more than
-// kMaxSparseShare / 16 entries, of 20 bits, per weight position.
+// kMaxSparseShare / 16 entries, of 20 bits and little more, per weight position.
 inline constexpr std::size_t kMaxSparseShare = 9;
 std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros);

@@ -255,7 +255,7 @@ void expect_complete(Layer& layer, const SparseCodebook& sparse) {
     }
     group += n_groups;
   }
-  ASSERT_EQ(sparse.places.size(), group * kSparseTile * kSparseGroup);
+  ASSERT_EQ(sparse.places.size(), (group + 1) * kSparseTile * kSparseGroup);
   for (std::size_t i = 0; i < found.size(); ++i)
     ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
 }
@@ -289,6 +289,17 @@ TEST(SparseCodebook, HoldsRowsOfAllLengths) {
   const auto sparse = sparse_of(layer);
   ASSERT_TRUE(sparse);
   expect_complete(layer, *sparse);
+}
+
+TEST(SparseCodebook, HoldsLayersWithoutWeightsAtTheFrontAtTheEndAndAtAll) {
+  for (const std::size_t first : {0, 8, 40}) {
+    Layer layer(40, 800, [&](std::size_t o, std::size_t k) {
+      return o >= first && o < 30 && k >= 300 && k < 310 ? 3 : 15;
+    });
+    const auto sparse = sparse_of(layer);
+    ASSERT_TRUE(sparse);
+    expect_complete(layer, *sparse);
+  }
 }
 
 TEST(SparseCodebook, WastesLittleOnPrunedLayers) {

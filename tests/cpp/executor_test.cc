@@ -148,7 +148,7 @@ class Builder {
     return writer.own_array<T>(v);
   }
   // Rows of n_bits random bits, padded with 0 to whole words.
-  // Set with probability 2^-halvings.
+  // A bit is 1 with probability 2^-halvings.
   BlobOf<std::uint32_t> bit_rows(std::size_t rows, std::size_t n_bits, int halvings = 1) {
     const std::size_t words = (n_bits + 31) / 32;
     std::vector<std::uint32_t> v(rows * words);

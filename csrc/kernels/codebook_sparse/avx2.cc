@@ -1,10 +1,10 @@
-// Codebook layers from lists, AVX2. The inputs of 16 samples are turned around, a chunk at a time,
-// so that an input of all samples is one register of 16-bit or two of 32-bit values; for each entry
-// of a list those are multiplied by its weight. Nothing is done for zero weights.
+// Codebook layers from lists, AVX2. The inputs of 16 or 32 samples are turned around, a chunk at a
+// time, so that an input of 16 samples is one register of 16-bit or two of 32-bit values; for each
+// entry of a list those are multiplied by its weight. Nothing is done for zero weights.
 //
-// Floats: 4 outputs at a time, 8 sums, so that an FMA does not wait for the one before; bound by
-// loads, 3 for each entry. Integers: two entries make pairs (q of the one, q of the other) for
-// vpmaddwd, whose factor is the pair of levels:
+// Floats: 4 outputs of 16 samples or 2 of 32 at a time, 8 sums, so that an FMA does not wait for
+// the one before; bound by loads. Integers: two entries make pairs (q of the one, q of the other)
+// for vpmaddwd, whose factor is the pair of levels:
 //
 //   x0 [a0 a1 .. a7 | a8 .. a15]   unpacklo [a0 b0 .. a3 b3 | a8 b8 .. a11 b11]
 //   x1 [b0 b1 .. b7 | b8 .. b15]   unpackhi [a4 b4 .. a7 b7 | a12 b12 .. a15 b15]

@@ -28,16 +28,18 @@ constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
-// A call over lists takes the time of 16 or 32 samples whatever the batch; the dense forms take that
-// of 6 to 7.
+// A call over lists takes the time of 16 or of 32 samples, as long as 6 to 7 take in the dense
+// forms.
 constexpr std::size_t kMinSparseBatch = 7;
-// Outputs of an item that goes over lists: turning the inputs around is worth it for many.
-constexpr std::size_t kSparseTilesPerItem = 128;
+// Of an item that goes over lists, at most and at least: turning the inputs around is worth it for
+// many outputs, and every thread wants an item. The least is a block of the dense form.
+constexpr std::size_t kMaxSparseTiles = 128;
+constexpr std::size_t kMinSparseTiles = kernels::kCodebookBlock / kernels::kSparseTile;
 
 // The layer as lists, for batches.
 class SparseLists {
  public:
-  static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kSparseTilesPerItem);
+  static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kMaxSparseTiles);
 
   // Nothing where lists do not pay.
   static std::optional<SparseLists> make(CodebookRows& weights, std::size_t in_features,
@@ -59,7 +61,7 @@ class SparseLists {
   std::size_t bytes() const noexcept { return lists_.bytes(); }
 
   // Of n_rows samples those at the front that go over lists, in groups of kSparseSamples.
-  static std::size_t rows_of(std::size_t n_rows) noexcept {
+  static std::size_t rows_over_lists(std::size_t n_rows) noexcept {
     const std::size_t left = n_rows % kernels::kSparseSamples;
     return left < kMinSparseBatch ? n_rows - left : n_rows;
   }
@@ -67,16 +69,18 @@ class SparseLists {
   template <class Use>
   void for_each_item(ThreadPool& pool, std::size_t n_rows, const Use& use) const {
     const std::size_t n_tiles = ceil_div(params_.out_features, kernels::kSparseTile);
-    const std::size_t parts = ceil_div(n_tiles, kSparseTilesPerItem);
-    pool.parallel_for(ceil_div(n_rows, kernels::kSparseSamples) * parts,
-                      [&](std::size_t begin, std::size_t end, std::size_t thread) {
-                        for (std::size_t i = begin; i < end; ++i) {
-                          const std::size_t row = i / parts * kernels::kSparseSamples;
-                          const std::size_t tile = i % parts * kSparseTilesPerItem;
-                          use(row, std::min(kernels::kSparseSamples, n_rows - row), tile,
-                              std::min(tile + kSparseTilesPerItem, n_tiles), thread);
-                        }
-                      });
+    const std::size_t groups = ceil_div(n_rows, kernels::kSparseSamples);
+    // An output does not depend on the cut.
+    const std::size_t tiles = std::clamp(round_up(n_tiles * groups / pool.size(), kMinSparseTiles),
+                                         kMinSparseTiles, kMaxSparseTiles);
+    const std::size_t parts = ceil_div(n_tiles, tiles);
+    pool.parallel_for(groups * parts, [&](std::size_t begin, std::size_t end, std::size_t thread) {
+      for (std::size_t i = begin; i < end; ++i) {
+        const std::size_t row = i / parts * kernels::kSparseSamples, tile = i % parts * tiles;
+        use(row, std::min(kernels::kSparseSamples, n_rows - row), tile,
+            std::min(tile + tiles, n_tiles), thread);
+      }
+    });
   }
 
  private:
@@ -113,8 +117,9 @@ class CodebookLinearStep final : public Step {
     // zeros are.
     const bool masked = op.bitmap.size() != 0 && values.size() == kTableSize;
     const auto zero_code = static_cast<std::uint8_t>(masked ? 0 : values.size() % kTableSize);
+    const std::size_t code_bytes = code_bytes_of(op, in_features, out_features, masked);
     CodebookRows weights(op, out_features, in_features);
-    pack(weights, op, in_features, out_features, masked, zero_code);
+    pack(weights, code_bytes, in_features, out_features, masked, zero_code);
     bias_ = expand(op.bias, out_features);
     for (std::size_t o = 0; o < out_features; ++o) bias_[o] += 0.0F;  // no -0
     const bool finite = std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
@@ -138,7 +143,7 @@ class CodebookLinearStep final : public Step {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
-    const std::size_t n_sparse = sparse_ ? SparseLists::rows_of(n_rows) : 0;
+    const std::size_t n_sparse = sparse_ ? SparseLists::rows_over_lists(n_rows) : 0;
     if (n_sparse != 0) run_sparse(ctx, x, n_sparse, y);
     ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * chunks,
                            [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -174,17 +179,15 @@ class CodebookLinearStep final : public Step {
                            tile_end, ctx.scratch_of_thread<std::byte>(thread), to,
                            params_.out_features);
           } else {
-            constexpr std::size_t kTiles = kernels::kCodebookBlock / kernels::kSparseTile;
-            static_assert(kSparseTilesPerItem % kTiles == 0);
-            kernel_(params_, from, batch, params_.in_features, tile / kTiles,
-                    ceil_div(tile_end, kTiles), to, params_.out_features);
+            kernel_(params_, from, batch, params_.in_features, tile / kMinSparseTiles,
+                    ceil_div(tile_end, kMinSparseTiles), to, params_.out_features);
           }
         });
   }
 
-  // The kernel's layout, kernels/codebook_linear/codebook_linear.h.
-  void pack(CodebookRows& weights, const CodebookLinear& op, std::size_t in_features,
-            std::size_t out_features, bool masked, std::uint8_t zero_code) {
+  // Throws before anything is unpacked.
+  std::size_t code_bytes_of(const CodebookLinear& op, std::size_t in_features,
+                            std::size_t out_features, bool masked) const {
     const std::size_t full_blocks = n_blocks_ - 1;
     const std::size_t last_outputs = out_features - full_blocks * kernels::kCodebookBlock;
     const std::size_t last_bytes = ceil_div(in_features, 8 / nibbles_of(last_outputs)) * 64;
@@ -197,6 +200,12 @@ class CodebookLinearStep final : public Step {
                                          std::to_string(out_features) + " outputs unpack to " +
                                          std::to_string(bytes) + " bytes");
     }
+    return code_bytes;
+  }
+
+  // The kernel's layout, kernels/codebook_linear/codebook_linear.h.
+  void pack(CodebookRows& weights, std::size_t code_bytes, std::size_t in_features,
+            std::size_t out_features, bool masked, std::uint8_t zero_code) {
     codes_ = AlignedBuffer<std::uint8_t>(code_bytes);
     const auto zeros = static_cast<std::uint8_t>(zero_code | zero_code << 4U);
     std::fill_n(codes_.data(), codes_.size(), zeros);
@@ -311,7 +320,7 @@ class CodebookIntegerStep final : public Step {
         means[r] = sample.mean;
       }
     });
-    const std::size_t n_sparse = sparse_ ? SparseLists::rows_of(n_rows) : 0;
+    const std::size_t n_sparse = sparse_ ? SparseLists::rows_over_lists(n_rows) : 0;
     if (n_sparse != 0) {
       sparse_->for_each_item(*ctx.pool, n_sparse,
                              [&](std::size_t row, std::size_t batch, std::size_t tile,
