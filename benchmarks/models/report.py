@@ -270,7 +270,9 @@ def markdown(results: Results) -> str:
         parts.append("Every layer binary but the first and the last:")
         parts += [times_table(results, results.binary, threads) for threads in results.data["threads"]]
     if results.layers:
-        parts += [layers_table(results), codebooks_table(results)]
+        parts.append(layers_table(results))
+        if any(name.startswith("layer_codebook") for name in results.layers):
+            parts.append(codebooks_table(results))
     if results.published or results.binary:
         parts += ["How many times as fast tac_engine is:", ratios_table(results)]
     parts.append(packages_table(results))
