@@ -19,6 +19,7 @@
 #include "command.h"
 #include "kernels/dispatch.h"
 #include "reference/float_reference.h"
+#include "runtime/layout.h"
 
 namespace tac {
 namespace {
@@ -208,14 +209,15 @@ class Bench {
                                      .weights = packed.data(),
                                      .bias = bias.data()};
     std::vector<float> y(s.out_h() * s.out_w() * outputs);
-    // As the executor cuts the work.
-    const std::size_t n_rows =
-        (s.out_h() + (s.out_h() * s.out_w() + 63) / 64 - 1) / ((s.out_h() * s.out_w() + 63) / 64);
+    // As the executor cuts the work (runtime/ops/conv.cc).
+    constexpr std::size_t kPixelsPerItem = 64, kBlocksPerItem = 4;
+    const std::size_t n_items = ceil_div(s.out_h() * s.out_w(), kPixelsPerItem);
+    const std::size_t n_rows = ceil_div(s.out_h(), n_items);
     const auto call = [&] {
-      for (std::size_t block = 0; block < n_blocks; block += 4) {
+      for (std::size_t block = 0; block < n_blocks; block += kBlocksPerItem) {
         for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
           selection_.kernels.conv_f32(params, x.data(), oy, std::min(oy + n_rows, s.out_h()), block,
-                                      std::min(block + 4, n_blocks),
+                                      std::min(block + kBlocksPerItem, n_blocks),
                                       y.data() + oy * s.out_w() * outputs, outputs);
         }
       }

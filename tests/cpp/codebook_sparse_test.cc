@@ -2,13 +2,13 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <vector>
 
 #include "backends_under_test.h"
 #include "base/aligned_buffer.h"
 #include "float_testing.h"
 #include "kernels/codebook_i16/codebook_i16.h"
-#include "kernels/codebook_linear/codebook_linear.h"
 #include "reference/codebook_reference.h"
 
 namespace tac::kernels {
@@ -99,8 +99,8 @@ struct Lists {
   GuardedBuffer<float> bias;
 };
 
-// Runs `call(batch, tile_begin, tile_end, scratch, y, y_stride)`; outputs asked for are as
-// `expected(sample, output)` has it, the others untouched.
+// Runs `call(tile_begin, tile_end, scratch, y, y_stride)`; `expect(sample, output, y)` looks at the
+// outputs asked for, the others are untouched.
 template <class Call, class Expect>
 void run_and_check(const Case& c, const Lists& lists, const Call& call, const Expect& expect) {
   const std::size_t tile_end = std::min(c.tile_end, lists.n_tiles);
@@ -126,7 +126,35 @@ void run_and_check(const Case& c, const Lists& lists, const Call& call, const Ex
   EXPECT_TRUE(scratch.intact());
 }
 
-const std::vector<std::size_t> kBatches = {0, 1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32};
+// The cases of both kernels.
+std::vector<Case> cases_of_every_size() {
+  std::vector<Case> cases;
+  for (const std::size_t inputs : {1, 3, 7, 8, 9, 100, 255, 256, 257, 600}) {
+    for (const std::size_t batch : {0, 1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32}) {
+      for (const std::size_t outputs : {1, 3, 4, 5, 18})
+        cases.push_back({.batch = batch, .inputs = inputs, .outputs = outputs});
+    }
+  }
+  return cases;
+}
+
+std::vector<Case> cases_of_every_range() {
+  std::vector<Case> cases;
+  for (std::size_t begin = 0; begin <= 3; ++begin) {
+    for (std::size_t end = begin; end <= 3; ++end) {
+      for (const std::size_t batch : {5, 20}) {
+        cases.push_back({.batch = batch,
+                         .inputs = 300,
+                         .outputs = 10,
+                         .gap = 3,
+                         .offset = 1,
+                         .tile_begin = begin,
+                         .tile_end = end});
+      }
+    }
+  }
+  return cases;
+}
 
 class CodebookSparseF32 : public testing::TestWithParam<BackendInfo> {
  protected:
@@ -165,14 +193,9 @@ class CodebookSparseF32 : public testing::TestWithParam<BackendInfo> {
 };
 
 TEST_P(CodebookSparseF32, AgreesWithReferenceForEverySize) {
-  for (const std::size_t inputs : {1, 3, 7, 8, 9, 100, 255, 256, 257, 600}) {
-    for (const std::size_t batch : kBatches) {
-      for (const std::size_t outputs : {1, 3, 4, 5, 18}) {
-        for (const Data data : {Data::kWhole, Data::kReal})
-          check({.batch = batch, .inputs = inputs, .outputs = outputs}, data);
-        if (HasFailure()) return;
-      }
-    }
+  for (const Case& c : cases_of_every_size()) {
+    for (const Data data : {Data::kWhole, Data::kReal}) check(c, data);
+    if (HasFailure()) return;
   }
 }
 
@@ -184,20 +207,7 @@ TEST_P(CodebookSparseF32, AgreesWithReferenceForEveryShareOfZeros) {
 }
 
 TEST_P(CodebookSparseF32, WritesOnlyTheTilesAskedForBetweenGaps) {
-  for (std::size_t begin = 0; begin <= 3; ++begin) {
-    for (std::size_t end = begin; end <= 3; ++end) {
-      for (const std::size_t batch : {5, 20}) {
-        check({.batch = batch,
-               .inputs = 300,
-               .outputs = 10,
-               .gap = 3,
-               .offset = 1,
-               .tile_begin = begin,
-               .tile_end = end},
-              Data::kWhole);
-      }
-    }
-  }
+  for (const Case& c : cases_of_every_range()) check(c, Data::kWhole);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CodebookSparseF32, testing::ValuesIn(test::backends_under_test()),
@@ -263,13 +273,9 @@ class CodebookSparseI16 : public testing::TestWithParam<BackendInfo> {
 };
 
 TEST_P(CodebookSparseI16, IsExactForEverySize) {
-  for (const std::size_t inputs : {1, 3, 7, 8, 9, 100, 255, 256, 257, 600}) {
-    for (const std::size_t batch : kBatches) {
-      for (const std::size_t outputs : {1, 3, 4, 5, 18}) {
-        check({.batch = batch, .inputs = inputs, .outputs = outputs});
-        if (HasFailure()) return;
-      }
-    }
+  for (const Case& c : cases_of_every_size()) {
+    check(c);
+    if (HasFailure()) return;
   }
 }
 
@@ -281,19 +287,7 @@ TEST_P(CodebookSparseI16, IsExactForEveryShareOfZeros) {
 }
 
 TEST_P(CodebookSparseI16, WritesOnlyTheTilesAskedForBetweenGaps) {
-  for (std::size_t begin = 0; begin <= 3; ++begin) {
-    for (std::size_t end = begin; end <= 3; ++end) {
-      for (const std::size_t batch : {5, 20}) {
-        check({.batch = batch,
-               .inputs = 300,
-               .outputs = 10,
-               .gap = 3,
-               .offset = 1,
-               .tile_begin = begin,
-               .tile_end = end});
-      }
-    }
-  }
+  for (const Case& c : cases_of_every_range()) check(c);
 }
 
 TEST_P(CodebookSparseI16, IsExactAtTheLimitOfLevelsInputsAndLength) {

@@ -122,7 +122,7 @@ class CodebookLinearStep final : public Step {
     pack(weights, code_bytes, in_features, out_features, masked, zero_code);
     bias_ = expand(op.bias, out_features);
     for (std::size_t o = 0; o < out_features; ++o) bias_[o] += 0.0F;  // no -0
-    const bool finite = std::ranges::all_of(values, [](float v) { return std::isfinite(v); });
+    const bool finite = is_finite(values.data(), values.size());
     params_ = {in_features,   out_features, codes_.data(), masked ? mask_.data() : nullptr,
                table_.data(), bias_.data(), finite};
     std::bitset<kTableSize> zeros;
