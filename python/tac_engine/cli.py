@@ -323,6 +323,12 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         action="store_true",
         help="a third of the size, for carrying; a resumed run is as good, but not bit-identical",
     )
+    train.add_argument(
+        "--compile", action="store_true", help="torch.compile what trains: a minute more, then faster on a GPU"
+    )
+    train.add_argument(
+        "--test-every", type=positive, default=1, metavar="EPOCHS", help="between measurements of accuracy (default 1)"
+    )
     train.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="PyTorch's (default dynamo)")
     train.add_argument(
         "--verify-images", type=positive, default=64, help="test images to verify on, node by node (default 64)"

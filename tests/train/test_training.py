@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,51 @@ def test_another_recipe_or_other_data_are_not_resumed(small: Data, tmp_path: Pat
     less = Data(small.name, small.train.first(159), small.test, small.classes, small.flip, small.mean, small.std)
     with pytest.raises(InvalidInputError, match="holds a run on other data than MNIST"):
         Trainer(recipe, less, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated:DeprecationWarning")
+def test_compiled_training_is_the_same_and_compiled_once(
+    small: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a backend of torch.compile that only records what would be compiled: code takes a minute to make."""
+    graphs: list[Any] = []
+
+    def record(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=record))
+    options = {**TINY, "epochs": 4, "single_step": True}
+    runs = [Trainer(Recipe(**options), small, tmp_path / str(compiled), compiled=compiled) for compiled in (True, False)]
+    assert all(run.run() for run in runs)
+    expected = weights(runs[1])
+    assert all(torch.equal(value, expected[name]) for name, value in weights(runs[0]).items())
+    assert len(graphs) == 1
+    with pytest.raises(InvalidInputError, match="ede changes from epoch to epoch"):
+        Trainer(Recipe(**TINY, weight_ste="ede"), small, tmp_path / "ede", compiled=True)
+
+
+def test_accuracy_is_measured_every_few_epochs_and_where_stages_end(small: Data, tmp_path: Path) -> None:
+    lines: list[str] = []
+    recipe = Recipe(**{**TINY, "epochs": 5, "prune_rates": ()})
+    Trainer(recipe, small, tmp_path, test_every=2, say=lines.append).run()
+    with (tmp_path / "log.csv").open(newline="") as file:
+        measured = [row["test_accuracy"] != "" for row in csv.DictReader(file)]
+    assert measured == [False, True, False, True, True, True]
+    assert ["%  test" in line for line in lines if "epoch" in line] == measured
+
+
+def test_a_run_knows_what_it_was_trained_on(small: Data, tmp_path: Path) -> None:
+    Trainer(Recipe(**TINY), small, tmp_path).run(stop_after=0)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert content["state"]["trained_on"][0].endswith(f" (PyTorch {torch.__version__})")
+    content["state"]["trained_on"] = ["an abacus"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    trainer = Trainer(Recipe(**TINY), small, tmp_path)
+    for _ in range(3):
+        trainer.run(stop_after=0)
+    assert len(trainer.state.trained_on) == 2
+    assert trainer.state.trained_on[0] == "an abacus"
 
 
 def test_a_diverging_run_stops_with_a_sentence(small: Data, tmp_path: Path) -> None:

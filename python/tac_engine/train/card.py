@@ -14,7 +14,6 @@ import torch
 
 import tac_engine
 
-from ..bench import cpu_name
 from ..converters import ConversionReport
 from ..converters.compact import compact_onnx
 from ..converters.verify import VerifyReport, verify
@@ -83,8 +82,7 @@ def finish(trainer: Trainer, *, exporter: str, verify_images: int, command: str)
             "tac_engine": tac_engine.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
-            "device": _device(trainer.device),
-            "threads": torch.get_num_threads(),
+            "trained_on": trainer.state.trained_on,
         },
     }
     (out / CARD_JSON).write_text(json.dumps(card, indent=1) + "\n")
@@ -129,10 +127,6 @@ def _codebook(layer: CodebookLinear) -> dict[str, Any]:
         "zeros": round(float(np.mean(weight == 0)), 4),
         "values": int(np.unique(weight[weight != 0]).size),
     }
-
-
-def _device(device: torch.device) -> str:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu_name()
 
 
 # --- text -----------------------------------------------------------------------------------
@@ -187,9 +181,8 @@ def _card_text(card: dict[str, Any]) -> str:
         f"{', '.join(map(str, data['mean']))}, std {', '.join(map(str, data['std']))}; `{TACBIN}` takes uint8 pictures "
         f"[N, {height}, {width}, {channels}] too. Output `logits` [N, {len(data['classes'])}].\n"
         "- No epoch was chosen by test accuracy: each stage keeps its last one.\n"
-        f"- Trained for {card['seconds']:.0f} s on {environment['device']}, {environment['threads']} CPU thread"
-        f"{'s' * (environment['threads'] > 1)}; PyTorch {environment['torch']}, tac_engine "
-        f"{environment['tac_engine']}, Python {environment['python']}.",
+        f"- Trained for {card['seconds']:.0f} s on {'; then '.join(environment['trained_on'])}. Exported with PyTorch "
+        f"{environment['torch']}, tac_engine {environment['tac_engine']}, Python {environment['python']}.",
         "## Accuracy",
         _stage_table(card),
         f"The network as exported: {card['test_accuracy']:.2f} % in PyTorch, {card['tacbin_test_accuracy']:.2f} % as "
@@ -236,7 +229,8 @@ def _draw_curves(history: list[dict[str, Any]], path: Path) -> bool:
     losses.plot(epochs, [row["loss"] for row in history], marker=".")
     losses.set(xlabel="epoch", ylabel="training loss")
     accuracies.plot(epochs, [row["train_accuracy"] for row in history], marker=".", label="training, augmented")
-    accuracies.plot(epochs, [row["test_accuracy"] for row in history], marker=".", label="test")
+    tested = [(epoch, row["test_accuracy"]) for epoch, row in enumerate(history, 1) if row["test_accuracy"] is not None]
+    accuracies.plot(*zip(*tested, strict=True), marker=".", label="test")
     accuracies.set(xlabel="epoch", ylabel="accuracy, %")
     accuracies.legend()
     for at in range(1, len(history)):

@@ -44,6 +44,8 @@ def run(
         device=device,
         checkpoint_seconds=args.checkpoint_seconds,
         slim=args.slim_checkpoints,
+        compiled=args.compile,
+        test_every=args.test_every,
         say=say,
         progress=progress,
     )

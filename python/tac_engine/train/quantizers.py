@@ -190,5 +190,6 @@ class TernaryWeight(nn.Module):
 def set_progress(model: nn.Module, progress: float) -> None:
     """Tell every STE in `model` that `progress` of the training, 0 to 1, is done; "ede" depends on it."""
     for module in model.modules():
-        if isinstance(module, _SteModule):
+        # Compiled code is for one temperature: those that have no use for it keep theirs.
+        if isinstance(module, _SteModule) and module.ste == "ede":
             module.temperature = ste_temperature(progress)

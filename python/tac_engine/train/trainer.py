@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..bench import cpu_name
 from ..errors import InvalidInputError
 from .batches import Normaliser, TrainingBatches, tensors
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -34,7 +35,11 @@ _SECONDS_BETWEEN_LINES = 0.5
 
 @dataclass
 class State:
-    """Where a run stands. `history` has a row of COLUMNS for each epoch; the sums are those of the current epoch."""
+    """Where a run stands.
+
+    `history` has a row of COLUMNS for each epoch, its test accuracy None where it was not measured; the sums are those
+    of the current epoch; `trained_on` has every device that the run has been on, in order.
+    """
 
     stage: int = 0
     begun: bool = False  # whether the stage has pruned or shared what it prunes or shares
@@ -44,6 +49,7 @@ class State:
     correct: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    trained_on: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -56,11 +62,15 @@ class Trainer:
         device: where the network trains.
         checkpoint_seconds: time between two checkpoints; stages end with one as well.
         slim: whether checkpoints are of the slim form (tac_engine.train.checkpoint).
+        compiled: whether torch.compile makes the convolutions and what is between them, where they train. It takes a
+            minute, and rounds otherwise.
+        test_every: epochs between two measurements of test accuracy; stages end with one as well.
         say: called with a line for each epoch.
         progress: called with what is going on and the share of the run that is done.
 
     Raises:
-        InvalidInputError: the checkpoint in `out` is of another recipe or other data.
+        InvalidInputError: the checkpoint in `out` is of another recipe or other data, or the estimator "ede" is to be
+            compiled.
     """
 
     def __init__(
@@ -72,14 +82,18 @@ class Trainer:
         device: torch.device | str = "cpu",
         checkpoint_seconds: float = 60.0,
         slim: bool = False,
+        compiled: bool = False,
+        test_every: int = 1,
         say: Callable[[str], None] = lambda line: None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
+        if compiled and "ede" in (recipe.activation_ste, recipe.weight_ste):
+            raise InvalidInputError("ede changes from epoch to epoch, and would be compiled anew for each")
         self.recipe, self.data, self.out = recipe, data, out
         self.device = torch.device(device)
         self.stages = recipe.stages()
         self.state = State()
-        self._checkpoint_seconds, self._slim = checkpoint_seconds, slim
+        self._checkpoint_seconds, self._slim, self._test_every = checkpoint_seconds, slim, test_every
         self._say, self._progress = say, progress
         self._fingerprint = data.fingerprint()
         self._optimizer_state: dict[str, Any] | None = None
@@ -87,6 +101,8 @@ class Trainer:
         # Float32 is float32 on every device, in tests as well; what may be rounded says so (precision).
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
+        # All batches have one shape, so the search for the fastest convolutions pays.
+        torch.backends.cudnn.benchmark = True
         torch.manual_seed(recipe.seed)
         self.model = build_network(recipe, data.input_shape, len(data.classes))
         try:
@@ -96,6 +112,9 @@ class Trainer:
         if (out / CHECKPOINT).exists():
             self._resume(load_checkpoint(out / CHECKPOINT))
         self.model.to(self.device, memory_format=torch.channels_last)
+        # The FC layers change from stage to stage, each change would be compiled anew.
+        features = self.model.features
+        self._training_features = torch.compile(features, dynamic=False) if compiled else features
         self.flip = data.flip if recipe.flip is None else recipe.flip
         normalise = Normaliser(data, self.device)
         self._batches = TrainingBatches(
@@ -166,6 +185,8 @@ class Trainer:
 
     def run(self, stop_after: float | None = None) -> bool:
         """Train until everything is done (True) or `stop_after` seconds have passed (False); then call it again."""
+        if not self.finished and (here := _describe(self.device)) not in self.state.trained_on:
+            self.state.trained_on.append(here)
         self._deadline = math.inf if stop_after is None else time.monotonic() + stop_after
         self._saved_at = self._clock = time.monotonic()
         while not self.finished:
@@ -203,10 +224,11 @@ class Trainer:
             {"params": others, "weight_decay": 0.0},
         ]
         optimizer: torch.optim.Optimizer
+        fused = self.device.type == "cuda"
         if self.recipe.optimizer == "adam":
-            optimizer = torch.optim.AdamW(groups, lr=stage.lr)
+            optimizer = torch.optim.AdamW(groups, lr=stage.lr, fused=fused)
         else:
-            optimizer = torch.optim.SGD(groups, lr=stage.lr, momentum=0.9)
+            optimizer = torch.optim.SGD(groups, lr=stage.lr, momentum=0.9, fused=fused)
         layers = linears(self.model.classifier) if self.recipe.optimizer == "sgd" else []
         self._members = [(layer, layer.members().clamp(min=1)) for layer in layers if isinstance(layer, CodebookLinear)]
         if self._optimizer_state is not None:
@@ -251,7 +273,9 @@ class Trainer:
                 self._save(optimizer)
                 self._saved_at = time.monotonic()
         count = steps * self._batches.batch_size
-        test_accuracy = self.accuracy()
+        last = state.epoch + 1 == stage.epochs
+        tested = last or (len(state.history) + 1) % self._test_every == 0
+        test_accuracy = round(self.accuracy(), 4) if tested else None
         remember()
         loss_mean = state.loss_sum / steps
         if not math.isfinite(loss_mean):
@@ -266,18 +290,20 @@ class Trainer:
             "lr": stage.learning_rate(state.epoch - 0.5),
             "loss": round(loss_mean, 6),
             "train_accuracy": round(100 * state.correct / count, 4),
-            "test_accuracy": round(test_accuracy, 4),
+            "test_accuracy": test_accuracy,
         }
         state.history.append(row)
         state.step, state.loss_sum, state.correct = 0, 0.0, 0
         self._write_log()
         if self._tensorboard is not None:
             for name in ("lr", "loss", "train_accuracy", "test_accuracy"):
-                self._tensorboard.add_scalar(name, row[name], len(state.history))
+                if row[name] is not None:
+                    self._tensorboard.add_scalar(name, row[name], len(state.history))
             self._tensorboard.flush()
         self._say(
             f"{state.seconds:8.1f} s  {stage.name}  epoch {state.epoch}/{stage.epochs}  lr {row['lr']:.2e}  "
-            f"loss {loss_mean:.4f}  train {row['train_accuracy']:.2f} %  test {test_accuracy:.2f} %"
+            f"loss {loss_mean:.4f}  train {row['train_accuracy']:.2f} %"
+            + ("" if test_accuracy is None else f"  test {test_accuracy:.2f} %")
         )
         return True
 
@@ -286,8 +312,11 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         low = self.recipe.precision == "bfloat16" and not stage.frozen
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            with torch.set_grad_enabled(not stage.frozen):
-                features = self.model.features(images)
+            if stage.frozen:
+                with torch.no_grad():
+                    features = self.model.features(images)
+            else:
+                features = self._training_features(images)
             logits = self.model.classifier(features).float()
         loss = functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -325,6 +354,15 @@ class Trainer:
     def accuracy(self) -> float:
         """Return the percentage of the test images that the network classifies correctly, in float32."""
         return 100 * (self.predict() == self._test[1]).double().mean().item()
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        threads = torch.get_num_threads()
+        name = f"{cpu_name()}, {threads} CPU thread{'s' * (threads > 1)}"
+    return f"{name} (PyTorch {torch.__version__})"
 
 
 def _tensorboard(out: Path, rows: int) -> Any:
