@@ -301,6 +301,7 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--activation-ste", default="approx_sign", help="identity, clip, approx_sign (default) or ede")
     train.add_argument("--weight-ste", default="identity", help="identity (default), clip, approx_sign or ede")
     train.add_argument("--normalise", default="centre", help="latent weights: none, centre (default) or standardise")
+    train.add_argument("--label-smoothing", type=number, default=0.0, help="share spread over all classes (default 0)")
     train.add_argument("--batch-size", type=positive, default=128, help="(default 128)")
     train.add_argument(
         "--precision", choices=recipe.PRECISIONS, help="of step 1 (default bfloat16 on GPUs that have it, else float32)"

@@ -18,8 +18,8 @@ STD = (0.2470, 0.2435, 0.2616)
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[tac_engine.converters.ConversionReport, Path]:
-    target = tmp_path_factory.mktemp("vgg9b") / "vgg9b.tacbin"
-    return tac_engine.convert(MODELS / "vgg9b_tac.onnx", target, mean=MEAN, std=STD), target
+    target = tmp_path_factory.mktemp("vgg9a") / "vgg9a.tacbin"
+    return tac_engine.convert(MODELS / "vgg9a_tac.onnx", target, mean=MEAN, std=STD), target
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,17 @@ def test_photographs_get_the_classes_of_the_onnx_file(
     pixels, labels = photos
     x = (pixels.astype(np.float32) * np.float32(1 / 255) - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
     x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    expected = ReferenceModel(MODELS / "vgg9b_tac.onnx").run({"input": x})["logits"]
+    expected = ReferenceModel(MODELS / "vgg9a_tac.onnx").run({"input": x})["logits"]
     for backend in tac_engine.backends()["runnable"]:
         engine = tac_engine.load(converted[1], threads=threads, backend=backend)
         logits = engine.run(pixels)
         np.testing.assert_array_equal(logits, engine.run(x), err_msg=backend)
         np.testing.assert_array_equal(logits.argmax(1), expected.argmax(1), err_msg=backend)
         assert (logits.argmax(1) == labels).sum() >= 8
+
+
+def test_the_shipped_tacbin_is_the_shipped_onnx_file(
+    converted: tuple[tac_engine.converters.ConversionReport, Path], photos: tuple[np.ndarray, list[int]]
+) -> None:
+    shipped = tac_engine.load(MODELS / "vgg9a_tac.tacbin").run(photos[0])
+    np.testing.assert_array_equal(shipped, tac_engine.load(converted[1]).run(photos[0]))

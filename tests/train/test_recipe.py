@@ -68,6 +68,7 @@ def test_recipe_goes_through_json() -> None:
         ({"prune_rates": (0.4, 1.0)}, r"rise within \(0, 1\), got 0.4, 1.0"),
         ({"width": 0.0}, "width must be positive, got 0.0"),
         ({"crop": -1}, "crop must not be negative, got -1"),
+        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"single_step": True, "variant": "float"}, "single_step compresses FC layers, which variant 'float' does not"),
     ],
 )

@@ -309,7 +309,7 @@ def test_compiled_training_is_the_same_and_compiled_once(
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=record))
     options = {**TINY, "epochs": 4, "single_step": True}
-    runs = [Trainer(Recipe(**options), small, tmp_path / str(compiled), compiled=compiled) for compiled in (True, False)]
+    runs = [Trainer(Recipe(**options), small, tmp_path / f"{yes}", compiled=yes) for yes in (True, False)]
     assert all(run.run() for run in runs)
     expected = weights(runs[1])
     assert all(torch.equal(value, expected[name]) for name, value in weights(runs[0]).items())

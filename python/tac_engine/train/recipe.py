@@ -77,6 +77,7 @@ class Recipe:
         warmup_epochs: of step 1.
         activation_ste, weight_ste: straight-through estimators, see tac_engine.train.quantizers.
         normalise: of latent weights before their sign: "none", "centre" or "standardise".
+        label_smoothing: share of each label that is spread over all classes.
         batch_size: images a step; what is left over at the end of an epoch is left out.
         precision: of the forward pass in step 1; step 2 is float32.
         crop: pixels that images are padded by before they are cropped to their size again.
@@ -102,6 +103,7 @@ class Recipe:
     activation_ste: str = "approx_sign"
     weight_ste: str = "identity"
     normalise: str = "centre"
+    label_smoothing: float = 0.0
     batch_size: int = 128
     precision: str = "float32"
     crop: int = 4
@@ -123,6 +125,8 @@ class Recipe:
         for name in ("crop", "warmup_epochs"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise InvalidInputError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if self.centroids > 16:
             raise InvalidInputError(f"centroids must be at most 16, got {self.centroids}")
         rates = self.prune_rates

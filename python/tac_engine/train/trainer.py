@@ -318,7 +318,7 @@ class Trainer:
             else:
                 features = self._training_features(images)
             logits = self.model.classifier(features).float()
-        loss = functional.cross_entropy(logits, labels)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
         # With SGD a centroid moves by the mean of what its weights would, a dense step projected onto the codebook: a
