@@ -22,8 +22,8 @@ constexpr std::size_t kMaxBytes = std::size_t{1} << (sizeof(std::size_t) * 8 - 2
 // The working memory that a tile of a batch may take for each thread: about a second-level cache.
 constexpr std::size_t kTileBytes = std::size_t{2} << 20;
 // Where that would be few samples, so many that reading the weights costs little beside what flows
-// between the layers, but no more than this.
-constexpr std::size_t kMinTileSamples = 8;
+// between the layers, but no more than the lists of codebook layers take at once.
+constexpr std::size_t kMinTileSamples = 16;
 constexpr std::size_t kWeightShare = 4;  // of the bytes that flow
 
 // a * b, or kLimit.
