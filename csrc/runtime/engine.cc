@@ -384,7 +384,12 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
   }
   for (const PlannedStep& planned : plan_->steps) {
     const Step& leader = *planned.step;
-    StepProfile row{leader.name, std::string(leader.kind), leader.kernel, 0.0, 0, 0};
+    StepProfile row{leader.name,
+                    std::string(leader.kind),
+                    leader.kernel_for(std::min(n_samples, tile_samples_)),
+                    0.0,
+                    0,
+                    0};
     const auto count = [&](const Step& step) {
       row.macs += n_samples * step.macs;
       row.bytes += step.param_bytes + n_samples * step.io_bytes;

@@ -66,6 +66,8 @@ class Step {
  public:
   virtual ~Step() = default;
   virtual void run(const RunContext& ctx) const noexcept = 0;
+  // What run() calls for so many samples, where that is not `kernel` for any number.
+  virtual std::string kernel_for(std::size_t /*n_samples*/) const { return kernel; }
   // Where `follows`: makes a tile of the output from the same tile of the inputs.
   virtual void run_tile(const RunContext&, const Tile&) const noexcept {}
   // Whether the step can be an op of a chain that holds `value`, one of its inputs, in registers.

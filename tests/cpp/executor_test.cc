@@ -1505,6 +1505,22 @@ TEST(Executor, SamplesWithAndWithoutZeroShareABatch) {
   }
 }
 
+TEST(Executor, ProfileNamesTheKernelsThatABatchTakes) {
+  for (const bool integer : {false, true}) {
+    Builder b(63);
+    b.output(b.codebook_linear(b.input({300}), 530, 4, 15, true, integer, 2));
+    const Engine engine(b.graph(), {1, "scalar"});
+    const std::string sum = integer ? "i16/scalar" : "f32/scalar";
+    const std::string single = "codebook_linear_" + sum, lists = "codebook_sparse_" + sum;
+    const std::vector<float> x(35 * 300, 1.0F);
+    const InputArray inputs[] = {{x.data(), nullptr}};
+    const std::vector<std::pair<std::size_t, std::string>> expected = {
+        {6, single}, {7, lists}, {32, lists}, {35, lists + ", " + single}};
+    for (const auto& [n, kernels] : expected)
+      EXPECT_EQ(engine.profile(inputs, n, 1)[1].kernel, kernels) << n << " samples";
+  }
+}
+
 TEST(Executor, ProfileNamesEveryStep) {
   ModelWriter w;
   test::build_every_op(w);

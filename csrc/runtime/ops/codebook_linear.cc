@@ -57,6 +57,14 @@ class SparseLists {
     return result;
   }
 
+  // Of n_rows samples: the kernels that are called, `dense` where the others are left.
+  static std::string kernels_for(std::size_t n_rows, const std::string& sparse,
+                                 const std::string& dense) {
+    const std::size_t n_sparse = rows_over_lists(n_rows);
+    if (n_sparse == 0) return dense;
+    return n_sparse == n_rows ? sparse : sparse + ", " + dense;
+  }
+
   const kernels::CodebookSparseParams& params() const noexcept { return params_; }
   std::size_t bytes() const noexcept { return lists_.bytes(); }
 
@@ -130,6 +138,7 @@ class CodebookLinearStep final : public Step {
     if (finite)
       sparse_ = SparseLists::make(weights, in_features, out_features, zeros, bias_.data());
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
+    sparse_label_ = ctx.kernel_label(KernelId::codebook_sparse_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     if (sparse_) {
@@ -137,6 +146,10 @@ class CodebookLinearStep final : public Step {
       sample_scratch_bytes = rows;
       thread_scratch_bytes = SparseLists::kScratchBytes;
     }
+  }
+
+  std::string kernel_for(std::size_t n_samples) const override {
+    return sparse_ ? SparseLists::kernels_for(n_samples * rows_, sparse_label_, kernel) : kernel;
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -235,6 +248,7 @@ class CodebookLinearStep final : public Step {
   AlignedBuffer<std::uint8_t> codes_, mask_;
   AlignedBuffer<float> table_, bias_;
   std::optional<SparseLists> sparse_;
+  std::string sparse_label_;
   kernels::CodebookLinearParams params_{};
   kernels::codebook_linear_f32_fn kernel_;
   kernels::codebook_sparse_f32_fn sparse_kernel_;
@@ -286,6 +300,7 @@ class CodebookIntegerStep final : public Step {
       n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
       make_lists(weights, levels);
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
+      sparse_label_ = ctx.kernel_label(KernelId::codebook_sparse_i16);
     }
     macs = rows * in_features * out_features_;
     param_bytes =
@@ -299,6 +314,10 @@ class CodebookIntegerStep final : public Step {
     measure_drift(op, weights);
     sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double)) +
                            out_features_ * sizeof(float);
+  }
+
+  std::string kernel_for(std::size_t n_samples) const override {
+    return sparse_ ? SparseLists::kernels_for(n_samples * rows_, sparse_label_, kernel) : kernel;
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -417,6 +436,7 @@ class CodebookIntegerStep final : public Step {
   DenseCodebook dense_;
   SlicedCodebook sliced_;
   std::optional<SparseLists> sparse_;
+  std::string sparse_label_;
   AlignedBuffer<std::uint32_t> pairs_;
   std::int32_t max_level_ = 0;
   kernels::CodebookDenseParams dense_params_{};
