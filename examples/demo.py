@@ -1,4 +1,4 @@
-"""Convert the trained network, classify pictures, time it beside ONNX Runtime on the same file.
+"""Convert the trained network, classify pictures, time it beside ONNX Runtime, which runs the file in float32.
 
 Run by `make demo`. Exits 1 if the two disagree on the class of a picture.
 """
@@ -108,7 +108,7 @@ def main() -> int:
         print(f"{'ms per picture':16} {ours_ms:26.3f} {theirs_ms:22.3f}   {theirs_ms / ours_ms:.1f} times as fast")
         print(f"{'input':16} {'uint8, normalised inside':>26} {'float32, ready-made':>22}")
         print(
-            f"{'size, kB':16} {ours_bytes / 1000:26.1f} {theirs_bytes / 1000:22.1f}   "
+            f"{'weights, kB':16} {ours_bytes / 1000:26.1f} {theirs_bytes / 1000:22.1f}   "
             f"{theirs_bytes / ours_bytes:.1f} times smaller"
         )
     if differing:

@@ -194,6 +194,10 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
 
 Engine::~Engine() = default;
 
+std::size_t Engine::tile_of(std::size_t n_samples) const noexcept {
+  return ceil_div(n_samples, ceil_div(n_samples, tile_samples_));
+}
+
 std::size_t Engine::arena_bytes(std::size_t n_samples) const {
   checked_product(n_samples, plan_->largest_sample_bytes, "a tensor of the batch");
   const std::size_t samples =
@@ -301,7 +305,7 @@ void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const
     if (inputs[i].values != nullptr) check_no_nan(i, inputs[i].values, n_samples);
     lap(i);
   }
-  const std::size_t tile = ceil_div(n_samples, ceil_div(n_samples, tile_samples_));
+  const std::size_t tile = tile_of(n_samples);
   for (std::size_t first = 0; first < n_samples; first += tile) {
     run_tile(inputs, outputs, first, std::min(tile, n_samples - first), *state, lap);
   }
@@ -384,12 +388,8 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
   }
   for (const PlannedStep& planned : plan_->steps) {
     const Step& leader = *planned.step;
-    StepProfile row{leader.name,
-                    std::string(leader.kind),
-                    leader.kernel_for(std::min(n_samples, tile_samples_)),
-                    0.0,
-                    0,
-                    0};
+    StepProfile row{
+        leader.name, std::string(leader.kind), leader.kernel_for(tile_of(n_samples)), 0.0, 0, 0};
     const auto count = [&](const Step& step) {
       row.macs += n_samples * step.macs;
       row.bytes += step.param_bytes + n_samples * step.io_bytes;

@@ -103,6 +103,8 @@ class Engine {
   Engine(const LoadedModel& model, const EngineOptions& options);
   Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& options);
 
+  // The samples of each tile of a batch but the last, which may have fewer.
+  std::size_t tile_of(std::size_t n_samples) const noexcept;
   std::size_t arena_bytes(std::size_t n_samples) const;
   void check_arrays(std::span<const InputArray> inputs, std::span<void* const> outputs,
                     std::size_t n_samples) const;
@@ -130,7 +132,7 @@ class Engine {
   std::unique_ptr<Plan> plan_;
   // A larger batch runs in tiles of so many samples, which keeps what flows between the layers in
   // the cache.
-  std::size_t tile_samples_ = 1;
+  std::size_t tile_samples_ = 1;  // of a tile, at most
 
   mutable std::mutex mutex_;  // guards the next two
   mutable std::vector<std::unique_ptr<RunState>> spare_;

@@ -341,6 +341,21 @@ def test_a_run_knows_what_it_was_trained_on(small: Data, tmp_path: Path) -> None
     assert trainer.state.trained_on[0] == "an abacus"
 
 
+def test_a_run_of_before_there_were_these_options_goes_on(small: Data, tmp_path: Path) -> None:
+    Trainer(Recipe(**TINY), small, tmp_path).run(stop_after=0)
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["state"]["trained_on"], content["recipe"]["label_smoothing"]
+    # As of a GPU, whose optimizers are fused.
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = True
+    torch.save(content, tmp_path / "checkpoint.pt")
+    trainer = Trainer(Recipe(**TINY), small, tmp_path)
+    assert trainer.state.step == 1
+    assert not trainer._optimizer(trainer.stages[0]).param_groups[0]["fused"]
+    with pytest.raises(InvalidInputError, match="another recipe"):
+        Trainer(Recipe(**TINY, label_smoothing=0.1), small, tmp_path)
+
+
 def test_a_diverging_run_stops_with_a_sentence(small: Data, tmp_path: Path) -> None:
     recipe = Recipe(**{**TINY, "optimizer": "sgd", "lr": 1e30, "warmup_epochs": 0.0})
     with pytest.raises(InvalidInputError, match=r"float FC: the loss is .* lower the learning rate"):

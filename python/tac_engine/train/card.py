@@ -165,6 +165,8 @@ def _agreement(card: dict[str, Any]) -> str:
 def _card_text(card: dict[str, Any]) -> str:
     data, recipe, environment = card["data"], card["recipe"], card["environment"]
     channels, height, width = data["input_shape"]
+    # Checkpoints of before this was recorded have none.
+    trained_on = "; then ".join(environment["trained_on"]) or "an unrecorded device"
     settings = markdown_table(
         ("setting", "value"), [(key, value) for key, value in recipe.items() if value is not None]
     )
@@ -174,14 +176,14 @@ def _card_text(card: dict[str, Any]) -> str:
     ]
     parts = [
         f"# {card['name']}: {data['name']}, {card['tacbin_test_accuracy']:.2f} % of the test images",
-        f"- Date: {card['date']}. Made by `{card['command']}`.\n"
+        f"- Date: {card['date']}. Made by `{card['command']}`, as called last.\n"
         f"- Data: {data['name']}, {data['training_images']} training and {data['test_images']} test images of "
         f"{height} x {width} x {channels}, {len(data['classes'])} classes; SHA-256 of all {data['sha256']}.\n"
         f"- Input `input` [N, {channels}, {height}, {width}] float32: `(pixel / 255 - mean) / std`, mean "
         f"{', '.join(map(str, data['mean']))}, std {', '.join(map(str, data['std']))}; `{TACBIN}` takes uint8 pictures "
         f"[N, {height}, {width}, {channels}] too. Output `logits` [N, {len(data['classes'])}].\n"
         "- No epoch was chosen by test accuracy: each stage keeps its last one.\n"
-        f"- Trained for {card['seconds']:.0f} s on {'; then '.join(environment['trained_on'])}. Exported with PyTorch "
+        f"- Trained for {card['seconds']:.0f} s on {trained_on}. Exported with PyTorch "
         f"{environment['torch']}, tac_engine {environment['tac_engine']}, Python {environment['python']}.",
         "## Accuracy",
         _stage_table(card),

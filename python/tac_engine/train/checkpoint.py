@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import FormatError
 
-FORMAT = 2
+FORMAT = 1
 _LARGE = 4096  # elements; smaller tensors (BatchNorm, biases, codebooks) stay what they are
 _BLOCK = 256
 # AdamW's second moment divides: its root is kept, rounded up, so that no step becomes larger than it would have been.

@@ -58,7 +58,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the weights of a run depend on, but for the data themselves.
+    """Everything that the weights of a run depend on, but for the data themselves and how sums are rounded.
 
     Attributes:
         arch: one of ARCHITECTURES.

@@ -53,7 +53,9 @@ def runs_table(folders: Sequence[Path], *, seconds: float = 1.0) -> str:
     groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         card = read_card(folder)
-        key = json.dumps([card["data"]["sha256"], {**card["recipe"], "seed": None}], sort_keys=True)
+        # A card of before an option was there is one with its default.
+        recipe = {**Recipe.from_json(card["recipe"]).to_json(), "seed": None}
+        key = json.dumps([card["data"]["sha256"], recipe], sort_keys=True)
         groups.setdefault(key, []).append((folder, card))
     rows = []
     for runs in groups.values():

@@ -233,6 +233,8 @@ class Trainer:
         self._members = [(layer, layer.members().clamp(min=1)) for layer in layers if isinstance(layer, CodebookLinear)]
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
+            for group in optimizer.param_groups:  # the checkpoint may be of another device
+                group["fused"] = fused
             self._optimizer_state = None
         return optimizer
 
