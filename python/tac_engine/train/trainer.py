@@ -232,9 +232,10 @@ class Trainer:
         layers = linears(self.model.classifier) if self.recipe.optimizer == "sgd" else []
         self._members = [(layer, layer.members().clamp(min=1)) for layer in layers if isinstance(layer, CodebookLinear)]
         if self._optimizer_state is not None:
-            optimizer.load_state_dict(self._optimizer_state)
-            for group in optimizer.param_groups:  # the checkpoint may be of another device
+            # The checkpoint may be of another device. Before loading, which puts what is fused onto the GPU.
+            for group in self._optimizer_state["param_groups"]:
                 group["fused"] = fused
+            optimizer.load_state_dict(self._optimizer_state)
             self._optimizer_state = None
         return optimizer
 
