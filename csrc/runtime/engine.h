@@ -130,9 +130,9 @@ class Engine {
   kernels::Selection selection_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Plan> plan_;
-  // A larger batch runs in tiles of so many samples, which keeps what flows between the layers in
-  // the cache.
-  std::size_t tile_samples_ = 1;  // of a tile, at most
+  // A larger batch runs in tiles of at most so many samples, which keeps what flows between the
+  // layers in the cache.
+  std::size_t tile_samples_ = 1;
 
   mutable std::mutex mutex_;  // guards the next two
   mutable std::vector<std::unique_ptr<RunState>> spare_;

@@ -44,12 +44,14 @@ class SparseLists {
   // Nothing where lists do not pay.
   static std::optional<SparseLists> make(CodebookRows& weights, std::size_t in_features,
                                          std::size_t out_features,
-                                         const std::bitset<kTableSize>& zeros, const float* bias) {
+                                         const std::bitset<kTableSize>& zeros, const float* bias,
+                                         std::string kernel) {
     std::optional<SparseCodebook> lists =
         sparse_codebook(weights, out_features, in_features, zeros);
     if (!lists) return std::nullopt;
     SparseLists result;
     result.lists_ = std::move(*lists);
+    result.kernel_ = std::move(kernel);
     const SparseCodebook& l = result.lists_;
     result.params_ = {
         in_features,     out_features, l.places.data(), l.codes.data(), l.begins.data(),
@@ -58,11 +60,10 @@ class SparseLists {
   }
 
   // Of n_rows samples: the kernels that are called, `dense` where the others are left.
-  static std::string kernels_for(std::size_t n_rows, const std::string& sparse,
-                                 const std::string& dense) {
+  std::string kernels_for(std::size_t n_rows, const std::string& dense) const {
     const std::size_t n_sparse = rows_over_lists(n_rows);
     if (n_sparse == 0) return dense;
-    return n_sparse == n_rows ? sparse : sparse + ", " + dense;
+    return n_sparse == n_rows ? kernel_ : kernel_ + ", " + dense;
   }
 
   const kernels::CodebookSparseParams& params() const noexcept { return params_; }
@@ -93,6 +94,7 @@ class SparseLists {
 
  private:
   SparseCodebook lists_;
+  std::string kernel_;
   kernels::CodebookSparseParams params_{};
 };
 
@@ -136,9 +138,9 @@ class CodebookLinearStep final : public Step {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < values.size(); ++i) zeros[i] = values[i] == 0.0F;
     if (finite)
-      sparse_ = SparseLists::make(weights, in_features, out_features, zeros, bias_.data());
+      sparse_ = SparseLists::make(weights, in_features, out_features, zeros, bias_.data(),
+                                  ctx.kernel_label(KernelId::codebook_sparse_f32));
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
-    sparse_label_ = ctx.kernel_label(KernelId::codebook_sparse_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     if (sparse_) {
@@ -149,7 +151,7 @@ class CodebookLinearStep final : public Step {
   }
 
   std::string kernel_for(std::size_t n_samples) const override {
-    return sparse_ ? SparseLists::kernels_for(n_samples * rows_, sparse_label_, kernel) : kernel;
+    return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -248,7 +250,6 @@ class CodebookLinearStep final : public Step {
   AlignedBuffer<std::uint8_t> codes_, mask_;
   AlignedBuffer<float> table_, bias_;
   std::optional<SparseLists> sparse_;
-  std::string sparse_label_;
   kernels::CodebookLinearParams params_{};
   kernels::codebook_linear_f32_fn kernel_;
   kernels::codebook_sparse_f32_fn sparse_kernel_;
@@ -298,9 +299,8 @@ class CodebookIntegerStep final : public Step {
                        dense_.codes.data(), levels_.data(),
                        dense_.runs.data(),  bias_.data()};
       n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
-      make_lists(weights, levels);
+      make_lists(weights, levels, ctx.kernel_label(KernelId::codebook_sparse_i16));
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
-      sparse_label_ = ctx.kernel_label(KernelId::codebook_sparse_i16);
     }
     macs = rows * in_features * out_features_;
     param_bytes =
@@ -317,7 +317,7 @@ class CodebookIntegerStep final : public Step {
   }
 
   std::string kernel_for(std::size_t n_samples) const override {
-    return sparse_ ? SparseLists::kernels_for(n_samples * rows_, sparse_label_, kernel) : kernel;
+    return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -380,10 +380,12 @@ class CodebookIntegerStep final : public Step {
  private:
   static constexpr std::size_t kRowsOfDenseItem = 16;
 
-  void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels) {
+  void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels,
+                  std::string kernel_of_lists) {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
-    sparse_ = SparseLists::make(weights, in_features_, out_features_, zeros, bias_.data());
+    sparse_ = SparseLists::make(weights, in_features_, out_features_, zeros, bias_.data(),
+                                std::move(kernel_of_lists));
     if (!sparse_) return;
     pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
@@ -436,7 +438,6 @@ class CodebookIntegerStep final : public Step {
   DenseCodebook dense_;
   SlicedCodebook sliced_;
   std::optional<SparseLists> sparse_;
-  std::string sparse_label_;
   AlignedBuffer<std::uint32_t> pairs_;
   std::int32_t max_level_ = 0;
   kernels::CodebookDenseParams dense_params_{};

@@ -315,11 +315,8 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         low = self.recipe.precision == "bfloat16" and not stage.frozen
         with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-            if stage.frozen:
-                with torch.no_grad():
-                    features = self.model.features(images)
-            else:
-                features = self._training_features(images)
+            with torch.set_grad_enabled(not stage.frozen):
+                features = (self.model.features if stage.frozen else self._training_features)(images)
             logits = self.model.classifier(features).float()
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         optimizer.zero_grad()
