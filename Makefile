@@ -96,7 +96,7 @@ test-slow: $(VENV)/.package test-python ## Run the tests marked slow of the engi
 test-train: $(VENV)/.train ## Install PyTorch's CPU build and run the tests of the training package.
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/train
 
-test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM.
+test-emulated: build/.emulators ctest-core2duo ctest-aarch64 ctest-avx512 ## Run the C++ tests on emulated CPUs: x86 without AVX, ARM; AVX-512 on emulated intrinsics.
 
 asan: ctest-asan ## Run the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer.
 
@@ -132,19 +132,21 @@ format: $(VENV)/.lint ## Format C++ and Python sources.
 	git ls-files '*.cc' '*.h' | xargs clang-format -i
 
 # build-NAME and ctest-NAME work on preset NAME of CMakePresets.json.
-.PHONY: build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64
-build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64: build-%: $(VENV)/.tools
+.PHONY: build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64 build-avx512
+build-default build-asan build-tidy build-fuzz build-core2duo build-aarch64 build-avx512: build-%: $(VENV)/.tools
 	@test -f build/$*/build.ninja || cmake --preset $*
 	cmake --build --preset $*
 
-.PHONY: ctest-default ctest-asan ctest-core2duo ctest-aarch64
-ctest-default ctest-asan ctest-core2duo ctest-aarch64: ctest-%: build-%
+.PHONY: ctest-default ctest-asan ctest-core2duo ctest-aarch64 ctest-avx512
+ctest-default ctest-asan ctest-core2duo ctest-aarch64 ctest-avx512: ctest-%: build-%
 	ctest --preset $*
 
 # The C++ tests fail where a backend that this CPU has was not tested.
 ctest-default ctest-asan: export TAC_EXPECT_BACKENDS ?= $(shell bash tools/expected_backends.sh)
 
-build-core2duo build-aarch64: build/.emulators
+ctest-avx512: export TAC_EXPECT_BACKENDS ?= avx512,avx2,scalar
+
+build-core2duo build-aarch64 build-avx512: build/.emulators
 build-tidy build-fuzz: build/.clang
 
 clean: ## Remove build/, dist/ and .venv/.

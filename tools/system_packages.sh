@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs from the system and does not have: a C++20 compiler, Python with venv and headers,
-# GoogleTest; with the argument "emulators" also the cross compiler and the emulators of `make test-emulated`, with
-# "clang" the compiler whose view of the sources clang-tidy needs.
+# GoogleTest; with the argument "emulators" also the cross compiler, the emulators and the emulated intrinsics of
+# `make test-emulated`, with "clang" the compiler whose view of the sources clang-tidy needs.
 # Debian and Ubuntu. Where apt-get is missing, names the packages and stops.
 set -euo pipefail
 
@@ -47,6 +47,7 @@ fi
 if [[ ${1:-} == emulators ]]; then
   command -v qemu-x86_64 >/dev/null && command -v qemu-aarch64 >/dev/null || need qemu-user
   command -v aarch64-linux-gnu-g++ >/dev/null || need g++-aarch64-linux-gnu
+  [[ -f /usr/include/simde/x86/avx512.h ]] || need libsimde-dev
   # GoogleTest is cross-compiled from the sources that come with libgtest-dev.
   [[ -f /usr/src/googletest/CMakeLists.txt ]] || need googletest
 fi
