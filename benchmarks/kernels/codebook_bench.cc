@@ -104,6 +104,7 @@ class Layer {
       scratch_ = AlignedBuffer<std::byte>(batch * step_->sample_scratch_bytes);
     if (thread_scratch_.size() < step_->thread_scratch_bytes)
       thread_scratch_ = AlignedBuffer<std::byte>(step_->thread_scratch_bytes);
+    step_->make_ready(batch);
     std::byte* tensors[] = {reinterpret_cast<std::byte*>(const_cast<float*>(x)),
                             reinterpret_cast<std::byte*>(y)};
     RunContext ctx;
@@ -251,11 +252,11 @@ class Bench {
               time_calls(budget_ms(), [&] { layer.run(x.data(), y.data(), batch); });
           const double us_per_image = 1e3 / static_cast<double>(batch);
           if (&layer == &dense) dense_us[batch] = t.median_ms * us_per_image;
-          measurements_.push_back({name, arithmetic, layer.step().kernel, inputs, outputs, batch,
-                                   zeros, kInputNames[static_cast<std::size_t>(kind)],
-                                   static_cast<double>(weights.nonzeros),
-                                   t.median_ms * us_per_image, t.best_ms * us_per_image, t.spread,
-                                   static_cast<double>(layer.step().param_bytes), dense_us[batch]});
+          measurements_.push_back(
+              {name, arithmetic, layer.step().kernel, inputs, outputs, batch, zeros,
+               kInputNames[static_cast<std::size_t>(kind)], static_cast<double>(weights.nonzeros),
+               t.median_ms * us_per_image, t.best_ms * us_per_image, t.spread,
+               static_cast<double>(layer.step().param_bytes_for(batch)), dense_us[batch]});
         };
         if (kind == Inputs::kFloat) add(dense, "dense", false);
         add(floats, "f32", false);

@@ -101,28 +101,45 @@ struct Lane {
   }
 };
 
+// Bit i: codes[i] is none of `dropped`. All codes are below 128.
+std::uint64_t kept_of_8(const std::uint8_t* codes, std::span<const std::uint8_t> dropped) noexcept {
+  constexpr std::uint64_t kOnes = 0x0101010101010101;
+  std::uint64_t eight;
+  std::memcpy(&eight, codes, sizeof eight);
+  std::uint64_t differ = 0x80 * kOnes;  // the top bits of the bytes
+  for (const std::uint8_t code : dropped) differ &= (eight ^ code * kOnes) + 0x7F * kOnes;
+  // The product moves bit 8 i to bit 56 + i.
+  return (differ >> 7U) * 0x0102040810204080 >> 56U;
+}
+
 // The weights of a row that are not zero, on their way into lists.
 class SparseRow {
  public:
-  void take(const CodebookRows::Row& row, const std::bitset<16>& zeros) {
-    next_ = 0;
-    positions_.assign(row.positions.begin(), row.positions.end());
-    codes_.assign(row.codes.begin(), row.codes.end());
-    if (zeros.none()) return;
+  // Of the codes of the row those that are not dropped.
+  void take(const std::uint8_t* codes, std::size_t columns, std::span<const std::uint8_t> dropped) {
+    positions_.resize(std::max(positions_.size(), columns));
+    codes_.resize(positions_.size());
+    // Locals: a byte that is stored could be part of any member.
+    std::uint32_t* positions = positions_.data();
+    std::uint8_t* kept_codes = codes_.data();
     std::size_t kept = 0;
-    for (std::size_t i = 0; i < codes_.size(); ++i) {
-      positions_[kept] = positions_[i];
-      codes_[kept] = codes_[i];
-      kept += zeros[codes_[i]] ? 0 : 1;
+    for (std::size_t first = 0; first < columns; first += 64) {
+      std::uint64_t keeps = 0;
+      for (std::size_t i = 0; i < 64; i += 8) keeps |= kept_of_8(codes + first + i, dropped) << i;
+      if (columns - first < 64) keeps &= (std::uint64_t{1} << (columns - first)) - 1;
+      for (; keeps != 0; keeps &= keeps - 1, ++kept) {
+        const std::size_t k = first + static_cast<std::size_t>(std::countr_zero(keeps));
+        positions[kept] = static_cast<std::uint32_t>(k);
+        kept_codes[kept] = codes[k];
+      }
     }
-    positions_.resize(kept);
-    codes_.resize(kept);
+    next_ = 0;
+    size_ = kept;
   }
   // How many of those left lie before column `end`.
   std::size_t size_before(std::size_t end) const noexcept {
     const auto begin = positions_.begin() + static_cast<std::ptrdiff_t>(next_);
-    const auto last =
-        begin + static_cast<std::ptrdiff_t>(std::min(kSparseChunk, positions_.size() - next_));
+    const auto last = begin + static_cast<std::ptrdiff_t>(std::min(kSparseChunk, size_ - next_));
     return static_cast<std::size_t>(std::lower_bound(begin, last, end) - begin);
   }
   // Writes the next `count`, all of one chunk, to this row's places in a piece.
@@ -149,8 +166,13 @@ class SparseRow {
  private:
   std::vector<std::uint32_t> positions_;
   std::vector<std::uint8_t> codes_;
-  std::size_t next_ = 0;
+  std::size_t next_ = 0, size_ = 0;
 };
+
+// Of the lists of a layer.
+std::size_t max_groups(std::size_t rows, std::size_t columns) noexcept {
+  return rows * columns / 16 * kMaxSparseShare / (kSparseTile * kSparseGroup);
+}
 
 // Grows in place of a vector: what is written is where it stays, aligned.
 template <class T>
@@ -309,12 +331,8 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   return sliced;
 }
 
-std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
-                                              std::size_t columns, const std::bitset<16>& zeros) {
-  constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
-  const std::size_t n_tiles = ceil_div(rows, kSparseTile);
-  const std::size_t n_chunks = ceil_div(columns, kSparseChunk);
-  const std::size_t max_groups = rows * columns / 16 * kMaxSparseShare / kGroup;
+bool may_be_sparse(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                   const std::bitset<16>& zeros) {
   std::size_t n_entries = 0;
   for (std::size_t r = 0; r < rows; ++r) {
     const auto kept = [&](std::uint8_t code) { return !zeros[code]; };
@@ -322,7 +340,17 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
                      ? weights.size(r)
                      : static_cast<std::size_t>(std::ranges::count_if(weights.codes(r), kept));
   }
-  if (n_entries > max_groups * kGroup) return std::nullopt;
+  return n_entries <= max_groups(rows, columns) * kSparseTile * kSparseGroup;
+}
+
+std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
+                                              std::size_t columns, const std::bitset<16>& zeros) {
+  constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
+  const std::size_t n_tiles = ceil_div(rows, kSparseTile);
+  const std::size_t n_chunks = ceil_div(columns, kSparseChunk);
+  std::vector<std::uint8_t> dropped = {kNoCode};
+  for (std::size_t i = 0; i < zeros.size(); ++i)
+    if (zeros[i]) dropped.push_back(static_cast<std::uint8_t>(i));
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
   sparse.counts.resize(n_chunks * n_tiles * kSparseTile);
@@ -334,10 +362,12 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
   std::vector<Chunk> chunks(n_chunks);
   std::size_t n_groups = 0;
   std::array<SparseRow, kSparseTile> tile_rows;
+  std::vector<std::uint8_t> codes(round_up(columns, kReadAlign));
   for (std::size_t tile = 0; tile < n_tiles; ++tile) {
     for (std::size_t r = 0; r < kSparseTile; ++r) {
       const std::size_t row = tile * kSparseTile + r;
-      tile_rows[r].take(row < rows ? weights.row(row) : CodebookRows::Row{}, zeros);
+      if (row < rows) read(row, codes.data());
+      tile_rows[r].take(codes.data(), row < rows ? columns : 0, dropped);
     }
     for (std::size_t c = 0; c < n_chunks; ++c) {
       const std::size_t piece = c * n_tiles + tile, end = (c + 1) * kSparseChunk;
@@ -351,7 +381,7 @@ std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t
       const std::size_t groups = ceil_div(std::ranges::max(sizes), kSparseGroup);
       sparse.begins[piece] = static_cast<std::uint32_t>(first / kGroup);
       n_groups += groups;
-      if (n_groups > max_groups) return std::nullopt;
+      if (n_groups > max_groups(rows, columns)) return std::nullopt;
       if (groups == 0) continue;
       chunks[c].places.resize(first + groups * kGroup,
                               static_cast<std::uint16_t>(kernels::kSparseFill));
@@ -413,6 +443,25 @@ DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_
     }
   }
   return dense;
+}
+
+void read_dense_row(const std::uint8_t* __restrict row, std::size_t k_padded,
+                    std::uint8_t* __restrict codes) {
+  constexpr std::uint64_t kNibbles = 0x0F0F0F0F0F0F0F0F;
+  const auto put = [](std::uint8_t* to, std::uint64_t eight) {
+    std::memcpy(to, &eight, sizeof eight);
+  };
+  for (std::size_t run = 0; run < k_padded / 2; run += 32) {
+    for (std::size_t lane = 0; lane < 2; ++lane) {
+      for (std::size_t half = 0; half < 2; ++half) {
+        std::uint64_t bytes;
+        std::memcpy(&bytes, row + run + 16 * lane + 8 * half, sizeof bytes);
+        std::uint8_t* low = codes + 2 * run + 16 * half + 8 * lane;
+        put(low, bytes & kNibbles);
+        put(low + 32, bytes >> 4U & kNibbles);
+      }
+    }
+  }
 }
 
 }  // namespace tac

@@ -5,6 +5,7 @@
 #include <bitset>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +13,7 @@
 
 #include "base/aligned_buffer.h"
 #include "ir/ops.h"
+#include "kernels/codebook_i16/codebook_i16.h"
 
 namespace tac {
 
@@ -74,11 +76,19 @@ struct SparseCodebook {
   }
 };
 
+// Writes the codes of a row to codes [round_up(columns, kReadAlign)], kNoCode where there is none.
+inline constexpr std::uint8_t kNoCode = 16;
+inline constexpr std::size_t kReadAlign = kernels::kCodebookDenseAlign;
+using ReadCodes = std::function<void(std::size_t row, std::uint8_t* codes)>;
+
 // Weights whose code is set in `zeros` are left out. Nothing where the lists would have more than
 // kMaxSparseShare / 16 entries, of 20 bits and little more, per weight position.
 inline constexpr std::size_t kMaxSparseShare = 9;
-std::optional<SparseCodebook> sparse_codebook(CodebookRows& weights, std::size_t rows,
+std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros);
+// False where the number of weights alone says that there will be nothing.
+bool may_be_sparse(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                   const std::bitset<16>& zeros);
 
 // codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
 struct DenseCodebook {
@@ -90,5 +100,7 @@ struct DenseCodebook {
 // Weights without a code get the one behind the last level.
 DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_t columns,
                              std::span<const std::int32_t> levels);
+// The codes of a row and of its padding, from its bytes.
+void read_dense_row(const std::uint8_t* row, std::size_t k_padded, std::uint8_t* codes);
 
 }  // namespace tac

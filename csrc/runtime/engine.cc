@@ -208,8 +208,24 @@ std::size_t Engine::arena_bytes(std::size_t n_samples) const {
   return samples + scratch;
 }
 
+void Engine::make_ready(std::size_t n_samples) const {
+  if (n_samples == 0) return;
+  try {
+    for (const PlannedStep& planned : plan_->steps) planned.step->make_ready(tile_of(n_samples));
+  } catch (const std::bad_alloc&) {
+    throw Error(ErrorCode::kLimit, "no memory for the weights as a batch of " +
+                                       std::to_string(n_samples) +
+                                       " needs them; run smaller batches");
+  }
+}
+
 std::size_t Engine::peak_bytes(std::size_t n_samples) const {
-  return plan_->param_bytes + arena_bytes(n_samples);
+  std::size_t bytes = plan_->param_bytes + arena_bytes(n_samples);
+  if (n_samples == 0) return bytes;
+  make_ready(n_samples);
+  for (const PlannedStep& planned : plan_->steps)
+    bytes += planned.step->param_bytes_for(tile_of(n_samples)) - planned.step->param_bytes;
+  return bytes;
 }
 
 void Engine::check_arrays(std::span<const InputArray> inputs, std::span<void* const> outputs,
@@ -298,6 +314,7 @@ void Engine::run_parts(std::span<const InputArray> inputs, std::span<void* const
   const std::size_t bytes = arena_bytes(n_samples);
   check_arrays(inputs, outputs, n_samples);
   if (n_samples == 0) return;
+  make_ready(n_samples);
   const Lease state(*this, bytes);
   // All of the batch is checked before any of it is computed: on an error the outputs are as they
   // were.
@@ -378,6 +395,7 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
   using Clock = std::chrono::steady_clock;
   if (n_runs == 0) throw Error(ErrorCode::kInvalidInput, "runs is 0, expected at least 1");
   if (n_samples == 0) throw Error(ErrorCode::kInvalidInput, "an empty batch cannot be profiled");
+  make_ready(n_samples);
 
   std::vector<StepProfile> rows;
   for (std::size_t i = 0; i < inputs_.size() && i < inputs.size(); ++i) {
@@ -392,7 +410,7 @@ std::vector<StepProfile> Engine::profile(std::span<const InputArray> inputs, std
         leader.name, std::string(leader.kind), leader.kernel_for(tile_of(n_samples)), 0.0, 0, 0};
     const auto count = [&](const Step& step) {
       row.macs += n_samples * step.macs;
-      row.bytes += step.param_bytes + n_samples * step.io_bytes;
+      row.bytes += step.param_bytes_for(tile_of(n_samples)) + n_samples * step.io_bytes;
     };
     count(leader);
     for (const auto& follower : planned.followers) {

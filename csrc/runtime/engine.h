@@ -53,13 +53,13 @@ struct StepProfile {
   std::string kernel;      // its kernel, " + " the kinds of the elementwise steps fused into it
   double seconds = 0.0;    // median over the runs, whole batch
   std::size_t macs = 0;    // whole batch
-  std::size_t bytes =
-      0;  // parameters, plus the inputs and outputs of its steps for the whole batch
+  std::size_t bytes = 0;   // parameters for such a batch, plus the inputs and outputs of its steps
+                           // for the whole batch
 };
 
-// Immutable after construction apart from a list of spare arenas behind a mutex; run() and
-// profile() may be called by many threads at once. One caller at a time has the pool's workers; the
-// others run on their own thread.
+// Immutable after construction apart from a list of spare arenas behind a mutex and what steps make
+// for batches; run() and profile() may be called by many threads at once. One caller at a time has
+// the pool's workers; the others run on their own thread.
 class Engine {
  public:
   // Throw Error: kIo..kInvalidModel for a bad file, kInvalidArgument for bad options, kLimit where
@@ -87,7 +87,7 @@ class Engine {
                                    std::size_t n_runs) const;
 
   // Bytes that hold the parameters and one run of n_samples; a large batch takes no more than a
-  // tile of it. Throws Error(kLimit).
+  // tile of it. Makes what such a run needs. Throws Error(kLimit).
   std::size_t peak_bytes(std::size_t n_samples) const;
   std::size_t file_bytes() const noexcept {
     return file_bytes_;
@@ -106,6 +106,7 @@ class Engine {
   // The samples of each tile of a batch but the last, which may have fewer.
   std::size_t tile_of(std::size_t n_samples) const noexcept;
   std::size_t arena_bytes(std::size_t n_samples) const;
+  void make_ready(std::size_t n_samples) const;
   void check_arrays(std::span<const InputArray> inputs, std::span<void* const> outputs,
                     std::size_t n_samples) const;
   void check_no_nan(std::size_t input, const float* values, std::size_t n_samples) const;

@@ -57,8 +57,9 @@ struct Tile {
 };
 
 // One prepared op: packed weights, tables and the choice of how to split the work. Immutable once
-// planned, so one Step may run in many contexts at once. The calls of a float kernel are cut by
-// shapes alone, never by the number of threads, so that a result does not depend on it.
+// planned but for make_ready(), so one Step may run in many contexts at once. The calls of a float
+// kernel are cut by shapes alone, never by the number of threads, so that a result does not depend
+// on it.
 //
 // Elementwise ops follow the step that makes their input, tile by tile: as a chain in registers as
 // far as it goes, the others while the tile is in the cache.
@@ -66,8 +67,12 @@ class Step {
  public:
   virtual ~Step() = default;
   virtual void run(const RunContext& ctx) const noexcept = 0;
-  // What run() calls for so many samples, where that is not `kernel` for any number.
+  // Makes what run() needs for so many samples and for fewer, where not all do. Comes before it;
+  // any number of threads may call it while others run.
+  virtual void make_ready(std::size_t /*n_samples*/) const {}
+  // Once ready: what run() calls for so many samples, and the bytes of packed weights and tables.
   virtual std::string kernel_for(std::size_t /*n_samples*/) const { return kernel; }
+  virtual std::size_t param_bytes_for(std::size_t /*n_samples*/) const { return param_bytes; }
   // Where `follows`: makes a tile of the output from the same tile of the inputs.
   virtual void run_tile(const RunContext&, const Tile&) const noexcept {}
   // Whether the step can be an op of a chain that holds `value`, one of its inputs, in registers.
@@ -82,7 +87,7 @@ class Step {
   std::string_view kind;        // "binary_conv"
   std::string kernel;           // "bconv_b1_i32/avx512", or "copy" where no kernel is called
   std::size_t macs = 0;         // multiplications with a weight, per sample
-  std::size_t param_bytes = 0;  // of packed weights and tables
+  std::size_t param_bytes = 0;  // of packed weights and tables, those for one sample
   std::size_t io_bytes = 0;     // read and written per sample, filled in by the plan
   std::size_t sample_scratch_bytes = 0;  // per sample, contents undefined at the start of run()
   std::size_t thread_scratch_bytes = 0;  // per thread

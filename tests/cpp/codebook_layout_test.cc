@@ -220,6 +220,22 @@ TEST(DenseCodebook, FullRowsAreLimitedByTheirLevel) {
   }
 }
 
+TEST(DenseCodebook, CanBeReadBack) {
+  std::mt19937 engine(3);
+  for (const std::size_t columns : {1, 63, 64, 65, 300}) {
+    Layer layer(5, columns, [&](auto, auto) { return static_cast<int>(engine() % 16); });
+    layer.levels.resize(15);
+    const DenseCodebook dense = layer.dense();
+    const std::size_t k_padded = (columns + 63) / 64 * 64;
+    std::vector<std::uint8_t> row(k_padded);
+    for (std::size_t r = 0; r < layer.rows; ++r) {
+      read_dense_row(dense.codes.data() + r * k_padded / 2, k_padded, row.data());
+      for (std::size_t k = 0; k < columns; ++k)
+        ASSERT_EQ(row[k], layer.codes[r * columns + k]) << "row " << r << ", column " << k;
+    }
+  }
+}
+
 // Every weight with a level is in its list once, in order, and the rest of a piece is filling.
 void expect_complete(Layer& layer, const SparseCodebook& sparse) {
   using kernels::kSparseChunk, kernels::kSparseGroup, kernels::kSparseTile;
@@ -261,8 +277,13 @@ void expect_complete(Layer& layer, const SparseCodebook& sparse) {
 }
 
 std::optional<SparseCodebook> sparse_of(Layer& layer) {
-  CodebookRows weights(layer.op, layer.rows, layer.columns);
-  return sparse_codebook(weights, layer.rows, layer.columns, std::bitset<16>{}.set(12));
+  const auto read = [&](std::size_t row, std::uint8_t* codes) {
+    for (std::size_t k = 0; k < layer.columns; ++k) {
+      const int code = layer.codes[row * layer.columns + k];
+      codes[k] = code == 15 ? kNoCode : static_cast<std::uint8_t>(code);
+    }
+  };
+  return sparse_codebook(read, layer.rows, layer.columns, std::bitset<16>{}.set(12));
 }
 
 TEST(SparseCodebook, HoldsEveryWeightOnce) {
@@ -314,6 +335,9 @@ TEST(SparseCodebook, WastesLittleOnPrunedLayers) {
 TEST(SparseCodebook, RefusesLayersThatItCannotHoldSmall) {
   Layer full(64, 512, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
   EXPECT_FALSE(sparse_of(full));
+  CodebookRows weights(full.op, full.rows, full.columns);
+  EXPECT_FALSE(may_be_sparse(weights, full.rows, full.columns, {}));
+  EXPECT_TRUE(may_be_sparse(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)));
   // One output of a tile of four.
   Layer alone(1, 4096, [](auto, std::size_t k) { return k % 4 == 0 ? 1 : 15; });
   EXPECT_FALSE(sparse_of(alone));

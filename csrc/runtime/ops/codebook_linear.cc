@@ -7,8 +7,10 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
+#include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/codebook_i16/codebook_i16.h"
@@ -36,44 +38,54 @@ constexpr std::size_t kMinSparseBatch = 7;
 constexpr std::size_t kMaxSparseTiles = 128;
 constexpr std::size_t kMinSparseTiles = kernels::kCodebookBlock / kernels::kSparseTile;
 
-// The layer as lists, for batches.
+// The layer as lists, for batches; made from its other form when the first batch comes.
 class SparseLists {
  public:
   static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kMaxSparseTiles);
 
-  // Nothing where lists do not pay.
-  static std::optional<SparseLists> make(CodebookRows& weights, std::size_t in_features,
-                                         std::size_t out_features,
-                                         const std::bitset<kTableSize>& zeros, const float* bias,
-                                         std::string kernel) {
-    std::optional<SparseCodebook> lists =
-        sparse_codebook(weights, out_features, in_features, zeros);
-    if (!lists) return std::nullopt;
-    SparseLists result;
-    result.lists_ = std::move(*lists);
-    result.kernel_ = std::move(kernel);
-    const SparseCodebook& l = result.lists_;
-    result.params_ = {
-        in_features,     out_features, l.places.data(), l.codes.data(), l.begins.data(),
-        l.counts.data(), bias};
-    return result;
+  // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
+  // n_values or more.
+  SparseLists(std::size_t in_features, std::size_t out_features,
+              const std::bitset<kTableSize>& zeros, std::size_t n_values, const float* bias,
+              std::string kernel)
+      : zeros_(zeros | std::bitset<kTableSize>().set() << n_values), kernel_(std::move(kernel)) {
+    params_.in_features = in_features;
+    params_.out_features = out_features;
+    params_.bias = bias;
   }
 
-  // Of n_rows samples: the kernels that are called, `dense` where the others are left.
-  std::string kernels_for(std::size_t n_rows, const std::string& dense) const {
+  // Makes the lists if n_rows samples would go over them, once.
+  void make_for(std::size_t n_rows, const ReadCodes& read) const {
+    if (rows_over_lists(n_rows) == 0) return;
+    std::call_once(made_, [&] {
+      std::optional<SparseCodebook> lists =
+          sparse_codebook(read, params_.out_features, params_.in_features, zeros_);
+      if (!lists) return;
+      lists_ = std::move(*lists);
+      params_.places = lists_.places.data();
+      params_.codes = lists_.codes.data();
+      params_.begins = lists_.begins.data();
+      params_.counts = lists_.counts.data();
+    });
+  }
+
+  // Of n_rows samples for which the lists are made, if they pay, those that go over them.
+  std::size_t rows_taken(std::size_t n_rows) const noexcept {
     const std::size_t n_sparse = rows_over_lists(n_rows);
+    return n_sparse != 0 && params_.begins != nullptr ? n_sparse : 0;
+  }
+  // The kernels that are called, `dense` where samples are left.
+  std::string kernels_for(std::size_t n_rows, const std::string& dense) const {
+    const std::size_t n_sparse = rows_taken(n_rows);
     if (n_sparse == 0) return dense;
     return n_sparse == n_rows ? kernel_ : kernel_ + ", " + dense;
   }
+  std::size_t bytes_for(std::size_t n_rows) const noexcept {
+    return rows_taken(n_rows) == 0 ? 0 : lists_.bytes();
+  }
 
   const kernels::CodebookSparseParams& params() const noexcept { return params_; }
-  std::size_t bytes() const noexcept { return lists_.bytes(); }
 
-  // Of n_rows samples those at the front that go over lists, in groups of kSparseSamples.
-  static std::size_t rows_over_lists(std::size_t n_rows) noexcept {
-    const std::size_t left = n_rows % kernels::kSparseSamples;
-    return left < kMinSparseBatch ? n_rows - left : n_rows;
-  }
   // Calls use(first row, rows, first tile, tile end, thread) for each part of the work.
   template <class Use>
   void for_each_item(ThreadPool& pool, std::size_t n_rows, const Use& use) const {
@@ -93,9 +105,17 @@ class SparseLists {
   }
 
  private:
-  SparseCodebook lists_;
+  // The samples at the front, in groups of kSparseSamples; for more samples no fewer.
+  static std::size_t rows_over_lists(std::size_t n_rows) noexcept {
+    const std::size_t left = n_rows % kernels::kSparseSamples;
+    return left < kMinSparseBatch ? n_rows - left : n_rows;
+  }
+
+  std::bitset<kTableSize> zeros_;
   std::string kernel_;
-  kernels::CodebookSparseParams params_{};
+  mutable std::once_flag made_;
+  mutable SparseCodebook lists_;
+  mutable kernels::CodebookSparseParams params_{};  // without lists until they are made
 };
 
 bool is_finite(const float* x, std::size_t count) noexcept {
@@ -137,28 +157,34 @@ class CodebookLinearStep final : public Step {
                table_.data(), bias_.data(), finite};
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < values.size(); ++i) zeros[i] = values[i] == 0.0F;
-    if (finite)
-      sparse_ = SparseLists::make(weights, in_features, out_features, zeros, bias_.data(),
-                                  ctx.kernel_label(KernelId::codebook_sparse_f32));
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
-    if (sparse_) {
-      param_bytes += sparse_->bytes();
+    if (finite && may_be_sparse(weights, out_features, in_features, zeros)) {
+      sparse_.emplace(in_features, out_features, zeros, values.size(), bias_.data(),
+                      ctx.kernel_label(KernelId::codebook_sparse_f32));
       sample_scratch_bytes = rows;
       thread_scratch_bytes = SparseLists::kScratchBytes;
     }
   }
 
+  void make_ready(std::size_t n_samples) const override {
+    if (!sparse_) return;
+    sparse_->make_for(n_samples * rows_,
+                      [this](std::size_t row, std::uint8_t* codes) { read_row(row, codes); });
+  }
   std::string kernel_for(std::size_t n_samples) const override {
     return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
+  }
+  std::size_t param_bytes_for(std::size_t n_samples) const override {
+    return param_bytes + (sparse_ ? sparse_->bytes_for(n_samples * rows_) : 0);
   }
 
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
-    const std::size_t n_sparse = sparse_ ? SparseLists::rows_over_lists(n_rows) : 0;
+    const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
     if (n_sparse != 0) run_sparse(ctx, x, n_sparse, y);
     ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * chunks,
                            [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -245,6 +271,22 @@ class CodebookLinearStep final : public Step {
     }
   }
 
+  // The codes of output o, from where pack() put them.
+  void read_row(std::size_t o, std::uint8_t* out) const noexcept {
+    const std::size_t block = o / kernels::kCodebookBlock, in_block = o % kernels::kCodebookBlock;
+    const std::size_t nibbles =
+        nibbles_of(std::min(params_.out_features - (o - in_block), kernels::kCodebookBlock));
+    const std::size_t per_dword = 8 / nibbles, dword = in_block % 16 * 4, j = in_block / 16;
+    const std::uint8_t* codes = codes_.data() + block * params_.in_features * 64 + dword;
+    for (std::size_t k = 0; k < params_.in_features; ++k) {
+      const std::size_t nibble = k % per_dword * nibbles + j;
+      out[k] = codes[k / per_dword * 64 + nibble / 2] >> (nibble % 2 * 4) & 0xFU;
+      if (mask_.size() == 0) continue;
+      const std::uint8_t mask = mask_[(block * params_.in_features + k) * 16 + in_block / 8];
+      if ((mask >> (in_block % 8) & 1U) == 0) out[k] = kNoCode;
+    }
+  }
+
   TensorId input_, output_;
   std::size_t rows_ = 0, n_blocks_ = 0;
   AlignedBuffer<std::uint8_t> codes_, mask_;
@@ -306,7 +348,7 @@ class CodebookIntegerStep final : public Step {
     param_bytes =
         dense_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     if (sparse_) {
-      param_bytes += sparse_->bytes() + pairs_.bytes();
+      param_bytes += pairs_.bytes();
       thread_scratch_bytes = SparseLists::kScratchBytes;
     }
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
@@ -316,8 +358,18 @@ class CodebookIntegerStep final : public Step {
                            out_features_ * sizeof(float);
   }
 
+  void make_ready(std::size_t n_samples) const override {
+    if (!sparse_) return;
+    sparse_->make_for(n_samples * rows_, [this](std::size_t row, std::uint8_t* codes) {
+      const std::size_t k_padded = dense_params_.k_padded;
+      read_dense_row(dense_.codes.data() + row * k_padded / 2, k_padded, codes);
+    });
+  }
   std::string kernel_for(std::size_t n_samples) const override {
     return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
+  }
+  std::size_t param_bytes_for(std::size_t n_samples) const override {
+    return param_bytes + (sparse_ ? sparse_->bytes_for(n_samples * rows_) : 0);
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -339,7 +391,7 @@ class CodebookIntegerStep final : public Step {
         means[r] = sample.mean;
       }
     });
-    const std::size_t n_sparse = sparse_ ? SparseLists::rows_over_lists(n_rows) : 0;
+    const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
     if (n_sparse != 0) {
       sparse_->for_each_item(*ctx.pool, n_sparse,
                              [&](std::size_t row, std::size_t batch, std::size_t tile,
@@ -384,9 +436,9 @@ class CodebookIntegerStep final : public Step {
                   std::string kernel_of_lists) {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
-    sparse_ = SparseLists::make(weights, in_features_, out_features_, zeros, bias_.data(),
-                                std::move(kernel_of_lists));
-    if (!sparse_) return;
+    if (!may_be_sparse(weights, out_features_, in_features_, zeros)) return;
+    sparse_.emplace(in_features_, out_features_, zeros, levels.size(), bias_.data(),
+                    std::move(kernel_of_lists));
     pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
       const auto low = static_cast<std::uint16_t>(levels_[i % kTableSize]);
