@@ -9,6 +9,9 @@
 //   x0 [a0 a1 .. a7 | a8 .. a15]   unpacklo [a0 b0 .. a3 b3 | a8 b8 .. a11 b11]
 //   x1 [b0 b1 .. b7 | b8 .. b15]   unpackhi [a4 b4 .. a7 b7 | a12 b12 .. a15 b15]
 //
+// At most 8 samples are spread over the register instead, [a0 .. a3 - | a4 .. a7 -], and unpacklo
+// does.
+//
 // A sum of pairs may fill 32 bits. `low` adds them up and wraps, `high` adds up their upper halves:
 // the sum is high * 65536 and what low has beyond that, which is below 2^32 for fewer than 2^16
 // terms.
@@ -50,8 +53,18 @@ static inline void turn(const float* const* rows, std::size_t k, float* out, std
   }
 }
 
+// kSpread: values 0..3 of the row at 0, the others at 8.
+template <bool kSpread>
 static inline void turn(const std::int16_t* const* rows, std::size_t k, std::int16_t* out,
                         std::size_t stride) {
+  const auto store = [](std::int16_t* to, __m128i row) __attribute__((always_inline)) {
+    if constexpr (kSpread) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to),
+                         _mm256_permute4x64_epi64(_mm256_castsi128_si256(row), 0x50));
+    } else {
+      _mm_store_si128(reinterpret_cast<__m128i*>(to), row);
+    }
+  };
   __m128i r[8];
   __m128i t[8];
 #pragma GCC unroll 8
@@ -69,24 +82,35 @@ static inline void turn(const std::int16_t* const* rows, std::size_t k, std::int
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     auto* to = out + static_cast<std::size_t>(2 * i) * stride;
-    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi16(r[i], r[i + 4]));
-    _mm_store_si128(reinterpret_cast<__m128i*>(to + stride), _mm_unpackhi_epi16(r[i], r[i + 4]));
+    store(to, _mm_unpacklo_epi16(r[i], r[i + 4]));
+    store(to + stride, _mm_unpackhi_epi16(r[i], r[i + 4]));
   }
 }
 
 // out[k][kSamples] of inputs [0, n) of the samples, 0 for those that are not there, and a row of 0
-// at kSparseChunk.
+// at kSparseChunk. 8 samples of 16 bits are spread.
 template <std::size_t kSamples, class T>
 static void turn_chunk(const T* x, std::size_t batch, std::size_t stride, std::size_t n, T* out) {
+  constexpr bool kSpread = kSamples == 8;
+  constexpr std::size_t kStride = kSpread ? 16 : kSamples;
   const T* rows[kSamples];
   for (std::size_t i = 0; i < kSamples; ++i) rows[i] = i < batch ? x + i * stride : kZeros<T>;
   for (std::size_t eight = 0; eight < kSamples; eight += 8) {
     std::size_t k = 0;
-    for (; k + 8 <= n; k += 8) turn(rows + eight, k, out + k * kSamples + eight, kSamples);
-    for (; k < n; ++k)
-      for (std::size_t i = eight; i < eight + 8; ++i) out[k * kSamples + i] = rows[i][k];
+    for (; k + 8 <= n; k += 8) {
+      T* to = out + k * kStride + eight;
+      if constexpr (sizeof(T) == 2) {
+        turn<kSpread>(rows + eight, k, to, kStride);
+      } else {
+        turn(rows + eight, k, to, kStride);
+      }
+    }
+    for (; k < n; ++k) {
+      for (std::size_t i = 0; i < 8; ++i)
+        out[k * kStride + eight + (kSpread ? i / 4 * 8 + i % 4 : i)] = rows[eight + i][k];
+    }
   }
-  for (std::size_t i = 0; i < kSamples; ++i) out[kSparseChunk * kSamples + i] = 0;
+  for (std::size_t i = 0; i < kStride; ++i) out[kSparseChunk * kStride + i] = 0;
 }
 
 // kRows outputs of a piece from `row` on; sums [kRows][8 * kVectors].
@@ -149,13 +173,15 @@ static void float_sums(const CodebookSparseParams& p, const float* table, const 
   }
 }
 
-// An output of a piece; sums [kHalves][32]: low and high of samples 0..3 and 8..11, low and high of
-// 4..7 and 12..15. kSmall: |levels| <= 16383, so two sums of pairs fit 32 bits.
-template <bool kSmall, int kHalves>
+// An output of a piece; sums of 16 samples: low and high of samples 0..3 and 8..11, low and high of
+// 4..7 and 12..15; of 32 the same twice; of 8 low and high. kSmall: |levels| <= 16383, so two sums
+// of pairs fit 32 bits.
+template <bool kSmall, int kSamples>
 static inline void integer_row(const CodebookSparseParams& p, const std::uint32_t* pairs,
                                std::size_t piece, std::size_t row, const std::int16_t* xs,
                                bool first, std::int32_t* sums) {
-  constexpr int kSums = 4 * kHalves;
+  constexpr int kSums = kSamples / 4;
+  constexpr int kHalves = kSamples == 32 ? 2 : 1;
   auto* at = reinterpret_cast<__m256i*>(sums);
   __m256i acc[kSums];
 #pragma GCC unroll 8
@@ -164,6 +190,14 @@ static inline void integer_row(const CodebookSparseParams& p, const std::uint32_
   const auto add = [&](int i, __m256i sum) __attribute__((always_inline)) {
     acc[i] = _mm256_add_epi32(acc[i], sum);
     acc[i + 1] = _mm256_add_epi32(acc[i + 1], _mm256_srai_epi32(sum, 16));
+  };
+  const auto add_both = [&](int i, __m256i sum, __m256i other) __attribute__((always_inline)) {
+    if constexpr (kSmall) {
+      add(i, _mm256_add_epi32(sum, other));
+    } else {
+      add(i, sum);
+      add(i, other);
+    }
   };
   const std::uint16_t* places = p.places + (p.begins[piece] * kSparseTile + row) * kSparseGroup;
   const std::uint8_t* codes = p.codes + (p.begins[piece] * kSparseTile + row) * 2;
@@ -181,18 +215,11 @@ static inline void integer_row(const CodebookSparseParams& p, const std::uint32_
       const __m256i x1 = load(1);
       const __m256i x2 = load(2);
       const __m256i x3 = load(3);
-      const __m256i a = _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w0);
-      const __m256i b = _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w0);
-      const __m256i c = _mm256_madd_epi16(_mm256_unpacklo_epi16(x2, x3), w1);
-      const __m256i d = _mm256_madd_epi16(_mm256_unpackhi_epi16(x2, x3), w1);
-      if constexpr (kSmall) {
-        add(4 * h, _mm256_add_epi32(a, c));
-        add(4 * h + 2, _mm256_add_epi32(b, d));
-      } else {
-        add(4 * h, a);
-        add(4 * h, c);
-        add(4 * h + 2, b);
-        add(4 * h + 2, d);
+      add_both(4 * h, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w0),
+               _mm256_madd_epi16(_mm256_unpacklo_epi16(x2, x3), w1));
+      if constexpr (kSamples > 8) {
+        add_both(4 * h + 2, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w0),
+                 _mm256_madd_epi16(_mm256_unpackhi_epi16(x2, x3), w1));
       }
     }
     places += kSparseTile * kSparseGroup;
@@ -202,19 +229,18 @@ static inline void integer_row(const CodebookSparseParams& p, const std::uint32_
   for (int i = 0; i < kSums; ++i) _mm256_store_si256(at + i, acc[i]);
 }
 
-template <bool kSmall, int kHalves>
+template <bool kSmall, int kSamples>
 static void integer_sums(const CodebookSparseParams& p, const std::uint32_t* pairs,
                          const std::int16_t* q, std::size_t batch, std::size_t q_stride,
                          std::size_t tile_begin, std::size_t tile_end, std::int16_t* xs,
                          std::int32_t* sums) {
   const std::size_t n_tiles = local_ceil_div(p.out_features, kSparseTile);
   for (std::size_t k = 0; k < p.in_features; k += kSparseChunk) {
-    turn_chunk<16 * kHalves>(q + k, batch, q_stride, local_min(kSparseChunk, p.in_features - k),
-                             xs);
+    turn_chunk<kSamples>(q + k, batch, q_stride, local_min(kSparseChunk, p.in_features - k), xs);
     for (std::size_t t = tile_begin; t < tile_end; ++t) {
       for (std::size_t row = 0; row < kSparseTile; ++row) {
-        integer_row<kSmall, kHalves>(p, pairs, k / kSparseChunk * n_tiles + t, row, xs, k == 0,
-                                     sums + ((t - tile_begin) * kSparseTile + row) * 32 * kHalves);
+        integer_row<kSmall, kSamples>(p, pairs, k / kSparseChunk * n_tiles + t, row, xs, k == 0,
+                                      sums + ((t - tile_begin) * kSparseTile + row) * 2 * kSamples);
       }
     }
   }
@@ -247,15 +273,17 @@ void codebook_sparse_i16(const CodebookSparseParams& params, const std::uint32_t
   auto* sums = reinterpret_cast<std::int32_t*>(scratch + (kSparseChunk + 1) * kSparseSamples *
                                                              sizeof(std::int16_t));
   const bool small = max_level <= 16383;
-  const bool wide = batch > 16;
-  const auto sum = wide ? (small ? integer_sums<true, 2> : integer_sums<false, 2>)
-                        : (small ? integer_sums<true, 1> : integer_sums<false, 1>);
+  const std::size_t n_samples = batch > 16 ? 32 : batch > 8 ? 16 : 8;
+  const auto sum = n_samples == 32   ? (small ? integer_sums<true, 32> : integer_sums<false, 32>)
+                   : n_samples == 16 ? (small ? integer_sums<true, 16> : integer_sums<false, 16>)
+                                     : (small ? integer_sums<true, 8> : integer_sums<false, 8>);
   sum(params, pairs, q, batch, q_stride, tile_begin, tile_end, xs, sums);
-  const std::size_t of_row = wide ? 64 : 32;
+  const std::size_t of_row = 2 * n_samples;
   const std::size_t first = tile_begin * kSparseTile;
   const std::size_t end = local_min(tile_end * kSparseTile, params.out_features);
   for (std::size_t n = 0; n < batch; ++n) {
-    const std::size_t at = n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
+    const std::size_t at =
+        n_samples == 8 ? n : n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
     for (std::size_t o = first; o < end; ++o) {
       const auto low = static_cast<std::uint32_t>(sums[(o - first) * of_row + at]);
       const std::int32_t high = sums[(o - first) * of_row + at + 8];

@@ -30,9 +30,10 @@ constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
-// A call over lists takes the time of 16 or of 32 samples, as long as 6 to 7 take in the dense
-// forms.
-constexpr std::size_t kMinSparseBatch = 7;
+// A call over lists takes the time of 16 or of 32 samples, in integers also of 8; so many take as
+// long in the dense forms.
+constexpr std::size_t kSparseBatch = 16;
+constexpr std::size_t kMinSparseBatch = 7, kMinSparseBatchOfIntegers = 6;
 // Of an item that goes over lists, at most and at least: turning the inputs around is worth it for
 // many outputs, and every thread wants an item. The least is a block of the dense form.
 constexpr std::size_t kMaxSparseTiles = 128;
@@ -44,11 +45,13 @@ class SparseLists {
   static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kMaxSparseTiles);
 
   // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
-  // n_values or more.
-  SparseLists(std::size_t in_features, std::size_t out_features,
+  // n_values or more. Fewer than min_batch samples do not go over lists.
+  SparseLists(std::size_t min_batch, std::size_t in_features, std::size_t out_features,
               const std::bitset<kTableSize>& zeros, std::size_t n_values, const float* bias,
               std::string kernel)
-      : zeros_(zeros | std::bitset<kTableSize>().set() << n_values), kernel_(std::move(kernel)) {
+      : min_batch_(min_batch),
+        zeros_(zeros | std::bitset<kTableSize>().set() << n_values),
+        kernel_(std::move(kernel)) {
     params_.in_features = in_features;
     params_.out_features = out_features;
     params_.bias = bias;
@@ -105,12 +108,13 @@ class SparseLists {
   }
 
  private:
-  // The samples at the front, in groups of kSparseSamples; for more samples no fewer.
-  static std::size_t rows_over_lists(std::size_t n_rows) noexcept {
-    const std::size_t left = n_rows % kernels::kSparseSamples;
-    return left < kMinSparseBatch ? n_rows - left : n_rows;
+  // The samples at the front that go over lists; none only where fewer do not either.
+  std::size_t rows_over_lists(std::size_t n_rows) const noexcept {
+    const std::size_t left = n_rows % kSparseBatch;
+    return left < min_batch_ ? n_rows - left : n_rows;
   }
 
+  std::size_t min_batch_;
   std::bitset<kTableSize> zeros_;
   std::string kernel_;
   mutable std::once_flag made_;
@@ -161,8 +165,8 @@ class CodebookLinearStep final : public Step {
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     if (finite && may_be_sparse(weights, out_features, in_features, zeros)) {
-      sparse_.emplace(in_features, out_features, zeros, values.size(), bias_.data(),
-                      ctx.kernel_label(KernelId::codebook_sparse_f32));
+      sparse_.emplace(kMinSparseBatch, in_features, out_features, zeros, values.size(),
+                      bias_.data(), ctx.kernel_label(KernelId::codebook_sparse_f32));
       sample_scratch_bytes = rows;
       thread_scratch_bytes = SparseLists::kScratchBytes;
     }
@@ -437,8 +441,8 @@ class CodebookIntegerStep final : public Step {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
     if (!may_be_sparse(weights, out_features_, in_features_, zeros)) return;
-    sparse_.emplace(in_features_, out_features_, zeros, levels.size(), bias_.data(),
-                    std::move(kernel_of_lists));
+    sparse_.emplace(kMinSparseBatchOfIntegers, in_features_, out_features_, zeros, levels.size(),
+                    bias_.data(), std::move(kernel_of_lists));
     pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
       const auto low = static_cast<std::uint16_t>(levels_[i % kTableSize]);
