@@ -170,7 +170,8 @@ void register_engine(py::module_& m) {
            "Runs n_samples samples; arrays in the order of inputs() and outputs().")
       .def("profile", &profile, py::arg("inputs"), py::arg("n_samples"), py::arg("n_runs"),
            "Per part of a run: name, kind, kernel, median seconds, multiplications, bytes.")
-      .def("peak_bytes", &Engine::peak_bytes, py::arg("n_samples"))
+      .def("peak_bytes", &Engine::peak_bytes, py::arg("n_samples"),
+           py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("inputs", [](const Engine& engine) { return specs(engine.inputs()); })
       .def_property_readonly("outputs",
                              [](const Engine& engine) { return specs(engine.outputs()); })

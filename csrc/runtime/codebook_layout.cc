@@ -112,62 +112,18 @@ std::uint64_t kept_of_8(const std::uint8_t* codes, std::span<const std::uint8_t>
   return (differ >> 7U) * 0x0102040810204080 >> 56U;
 }
 
-// The weights of a row that are not zero, on their way into lists.
-class SparseRow {
- public:
-  // Of the codes of the row those that are not dropped.
-  void take(const std::uint8_t* codes, std::size_t columns, std::span<const std::uint8_t> dropped) {
-    positions_.resize(std::max(positions_.size(), columns));
-    codes_.resize(positions_.size());
-    // Locals: a byte that is stored could be part of any member.
-    std::uint32_t* positions = positions_.data();
-    std::uint8_t* kept_codes = codes_.data();
-    std::size_t kept = 0;
-    for (std::size_t first = 0; first < columns; first += 64) {
-      std::uint64_t keeps = 0;
-      for (std::size_t i = 0; i < 64; i += 8) keeps |= kept_of_8(codes + first + i, dropped) << i;
-      if (columns - first < 64) keeps &= (std::uint64_t{1} << (columns - first)) - 1;
-      for (; keeps != 0; keeps &= keeps - 1, ++kept) {
-        const std::size_t k = first + static_cast<std::size_t>(std::countr_zero(keeps));
-        positions[kept] = static_cast<std::uint32_t>(k);
-        kept_codes[kept] = codes[k];
-      }
-    }
-    next_ = 0;
-    size_ = kept;
+// Calls use(column, which) for 64 columns at a time, bit i of `which`: the code of column + i is
+// none of `dropped`.
+template <class Use>
+void for_each_64(const std::uint8_t* codes, std::size_t columns,
+                 std::span<const std::uint8_t> dropped, const Use& use) {
+  for (std::size_t first = 0; first < columns; first += 64) {
+    std::uint64_t kept = 0;
+    for (std::size_t i = 0; i < 64; i += 8) kept |= kept_of_8(codes + first + i, dropped) << i;
+    if (columns - first < 64) kept &= (std::uint64_t{1} << (columns - first)) - 1;
+    use(first, kept);
   }
-  // How many of those left lie before column `end`.
-  std::size_t size_before(std::size_t end) const noexcept {
-    const auto begin = positions_.begin() + static_cast<std::ptrdiff_t>(next_);
-    const auto last = begin + static_cast<std::ptrdiff_t>(std::min(kSparseChunk, size_ - next_));
-    return static_cast<std::size_t>(std::lower_bound(begin, last, end) - begin);
-  }
-  // Writes the next `count`, all of one chunk, to this row's places in a piece.
-  void write(std::size_t count, std::uint16_t* places, std::uint8_t* codes) noexcept {
-    const auto place_of = [&](std::size_t i) {
-      return static_cast<std::uint16_t>(positions_[i] % kSparseChunk * kernels::kSparseStep);
-    };
-    const auto pair_of = [&](std::size_t i) {
-      return static_cast<std::uint8_t>(codes_[i] | codes_[i + 1] << 4U);
-    };
-    for (; count >= kSparseGroup; count -= kSparseGroup, next_ += kSparseGroup) {
-      for (std::size_t e = 0; e < kSparseGroup; ++e) places[e] = place_of(next_ + e);
-      codes[0] = pair_of(next_);
-      codes[1] = pair_of(next_ + 2);
-      places += kSparseTile * kSparseGroup;
-      codes += kSparseTile * kSparseGroup / 2;
-    }
-    for (std::size_t e = 0; e < count; ++e, ++next_) {
-      places[e] = place_of(next_);
-      codes[e / 2] |= static_cast<std::uint8_t>(codes_[next_] << (e % 2 * 4));
-    }
-  }
-
- private:
-  std::vector<std::uint32_t> positions_;
-  std::vector<std::uint8_t> codes_;
-  std::size_t next_ = 0, size_ = 0;
-};
+}
 
 // Of the lists of a layer.
 std::size_t max_groups(std::size_t rows, std::size_t columns) noexcept {
@@ -331,8 +287,8 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   return sliced;
 }
 
-bool may_be_sparse(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                   const std::bitset<16>& zeros) {
+std::size_t sparse_bytes(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                         const std::bitset<16>& zeros) {
   std::size_t n_entries = 0;
   for (std::size_t r = 0; r < rows; ++r) {
     const auto kept = [&](std::uint8_t code) { return !zeros[code]; };
@@ -340,7 +296,8 @@ bool may_be_sparse(const CodebookRows& weights, std::size_t rows, std::size_t co
                      ? weights.size(r)
                      : static_cast<std::size_t>(std::ranges::count_if(weights.codes(r), kept));
   }
-  return n_entries <= max_groups(rows, columns) * kSparseTile * kSparseGroup;
+  if (n_entries > max_groups(rows, columns) * kSparseTile * kSparseGroup) return 0;
+  return n_entries * 5 / 2;
 }
 
 std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
@@ -351,59 +308,60 @@ std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t
   std::vector<std::uint8_t> dropped = {kNoCode};
   for (std::size_t i = 0; i < zeros.size(); ++i)
     if (zeros[i]) dropped.push_back(static_cast<std::uint8_t>(i));
+
+  const std::size_t stride = round_up(columns, kReadAlign);
+  std::vector<std::uint8_t> codes(kSparseTile * stride);
+  // Calls use(tile, row of the tile, column, which) as for_each_64() does, tile by tile.
+  const auto for_each_row = [&](const auto& use) {
+    for (std::size_t tile = 0; tile < n_tiles; ++tile) {
+      const std::size_t n_rows = std::min(kSparseTile, rows - tile * kSparseTile);
+      read(tile * kSparseTile, n_rows, codes.data());
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        for_each_64(codes.data() + r * stride, columns, dropped,
+                    [&](std::size_t column, std::uint64_t which) { use(tile, r, column, which); });
+      }
+    }
+  };
+
+  // First the sizes, then, where they end up, the entries: nothing but the lists takes memory.
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
-  sparse.counts.resize(n_chunks * n_tiles * kSparseTile);
-  // The lists of a chunk. They are joined when their lengths are known.
-  struct Chunk {
-    std::vector<std::uint16_t> places;
-    std::vector<std::uint8_t> codes;
-  };
-  std::vector<Chunk> chunks(n_chunks);
+  std::vector<std::uint16_t> sizes(n_chunks * n_tiles * kSparseTile);
+  for_each_row([&](std::size_t tile, std::size_t r, std::size_t column, std::uint64_t which) {
+    const std::size_t piece = column / kSparseChunk * n_tiles + tile;
+    std::uint16_t& size = sizes[piece * kSparseTile + r];
+    size = static_cast<std::uint16_t>(size + std::popcount(which));
+  });
+  sparse.counts.resize(sizes.size());
   std::size_t n_groups = 0;
-  std::array<SparseRow, kSparseTile> tile_rows;
-  std::vector<std::uint8_t> codes(round_up(columns, kReadAlign));
-  for (std::size_t tile = 0; tile < n_tiles; ++tile) {
+  for (std::size_t piece = 0; piece < sparse.begins.size(); ++piece) {
+    sparse.begins[piece] = static_cast<std::uint32_t>(n_groups);
+    std::uint8_t* counts = sparse.counts.data() + piece * kSparseTile;
     for (std::size_t r = 0; r < kSparseTile; ++r) {
-      const std::size_t row = tile * kSparseTile + r;
-      if (row < rows) read(row, codes.data());
-      tile_rows[r].take(codes.data(), row < rows ? columns : 0, dropped);
+      counts[r] = static_cast<std::uint8_t>(
+          ceil_div(std::size_t{sizes[piece * kSparseTile + r]}, kSparseGroup));
     }
-    for (std::size_t c = 0; c < n_chunks; ++c) {
-      const std::size_t piece = c * n_tiles + tile, end = (c + 1) * kSparseChunk;
-      std::array<std::size_t, kSparseTile> sizes;
-      for (std::size_t r = 0; r < kSparseTile; ++r) {
-        sizes[r] = tile_rows[r].size_before(end);
-        sparse.counts[piece * kSparseTile + r] =
-            static_cast<std::uint8_t>(ceil_div(sizes[r], kSparseGroup));
-      }
-      const std::size_t first = chunks[c].places.size();
-      const std::size_t groups = ceil_div(std::ranges::max(sizes), kSparseGroup);
-      sparse.begins[piece] = static_cast<std::uint32_t>(first / kGroup);
-      n_groups += groups;
-      if (n_groups > max_groups(rows, columns)) return std::nullopt;
-      if (groups == 0) continue;
-      chunks[c].places.resize(first + groups * kGroup,
-                              static_cast<std::uint16_t>(kernels::kSparseFill));
-      chunks[c].codes.resize((first + groups * kGroup) / 2);
-      for (std::size_t r = 0; r < kSparseTile; ++r) {
-        tile_rows[r].write(sizes[r], chunks[c].places.data() + first + r * kSparseGroup,
-                           chunks[c].codes.data() + (first + r * kSparseGroup) / 2);
-      }
-    }
+    n_groups += *std::max_element(counts, counts + kSparseTile);
+    if (n_groups > max_groups(rows, columns)) return std::nullopt;
   }
   // One more, for the pointers of pieces without a group.
   sparse.places = AlignedBuffer<std::uint16_t>((n_groups + 1) * kGroup);
   sparse.codes = AlignedBuffer<std::uint8_t>((n_groups + 1) * kGroup / 2);
-  std::size_t joined = 0;
-  for (std::size_t c = 0; c < n_chunks; ++c) {
-    std::ranges::copy(chunks[c].places, sparse.places.data() + joined);
-    std::ranges::copy(chunks[c].codes, sparse.codes.data() + joined / 2);
-    for (std::uint32_t& begin : std::span(sparse.begins).subspan(c * n_tiles, n_tiles))
-      begin += static_cast<std::uint32_t>(joined / kGroup);
-    joined += chunks[c].places.size();
-    chunks[c] = {};
-  }
+  std::fill_n(sparse.places.data(), sparse.places.size(),
+              static_cast<std::uint16_t>(kernels::kSparseFill));
+  std::fill(sizes.begin(), sizes.end(), std::uint16_t{0});
+  for_each_row([&](std::size_t tile, std::size_t r, std::size_t column, std::uint64_t which) {
+    const std::size_t piece = column / kSparseChunk * n_tiles + tile;
+    const std::size_t begin = sparse.begins[piece] * kGroup + r * kSparseGroup;
+    std::size_t entry = sizes[piece * kSparseTile + r];
+    for (; which != 0; which &= which - 1, ++entry) {
+      const std::size_t k = column + static_cast<std::size_t>(std::countr_zero(which));
+      const std::size_t at = begin + entry / kSparseGroup * kGroup + entry % kSparseGroup;
+      sparse.places[at] = static_cast<std::uint16_t>(k % kSparseChunk * kernels::kSparseStep);
+      sparse.codes[at / 2] |= static_cast<std::uint8_t>(codes[r * stride + k] << (entry % 2 * 4));
+    }
+    sizes[piece * kSparseTile + r] = static_cast<std::uint16_t>(entry);
+  });
   return sparse;
 }
 

@@ -76,19 +76,22 @@ struct SparseCodebook {
   }
 };
 
-// Writes the codes of a row to codes [round_up(columns, kReadAlign)], kNoCode where there is none.
+// Writes the codes of rows [first, first + n) to codes [n][round_up(columns, kReadAlign)], kNoCode
+// where there is none. The rows are of one tile of lists.
 inline constexpr std::uint8_t kNoCode = 16;
 inline constexpr std::size_t kReadAlign = kernels::kCodebookDenseAlign;
-using ReadCodes = std::function<void(std::size_t row, std::uint8_t* codes)>;
+using ReadCodes =
+    std::function<void(std::size_t first_row, std::size_t n_rows, std::uint8_t* codes)>;
 
 // Weights whose code is set in `zeros` are left out. Nothing where the lists would have more than
 // kMaxSparseShare / 16 entries, of 20 bits and little more, per weight position.
 inline constexpr std::size_t kMaxSparseShare = 9;
 std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros);
-// False where the number of weights alone says that there will be nothing.
-bool may_be_sparse(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                   const std::bitset<16>& zeros);
+// About how many bytes they will have, from the number of weights; 0 where that alone says that
+// there will be nothing.
+std::size_t sparse_bytes(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                         const std::bitset<16>& zeros);
 
 // codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
 struct DenseCodebook {

@@ -180,7 +180,7 @@ Engine::Engine(const Graph& graph, std::size_t file_bytes, const EngineOptions& 
   }
   tile_samples_ = std::max({
       std::size_t{1},
-      std::min(kMinTileSamples, kWeightShare * plan_->param_bytes /
+      std::min(kMinTileSamples, kWeightShare * (plan_->param_bytes + plan_->batch_bytes) /
                                     std::max<std::size_t>(1, plan_->flow_sample_bytes)),
       options.threads * kTileBytes / std::max<std::size_t>(1, plan_->arena_sample_bytes),
   });

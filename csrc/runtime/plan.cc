@@ -328,6 +328,7 @@ Plan::Plan(const Graph& graph, const kernels::Selection& selection, std::size_t 
     thread_scratch_bytes =
         std::max(thread_scratch_bytes, round_up(step.thread_scratch_bytes, kCacheLine));
     param_bytes += step.param_bytes;
+    batch_bytes += step.batch_bytes;
     flow_sample_bytes += step.io_bytes;
     for (const auto& follower : steps[i].followers) {
       param_bytes += follower->param_bytes;

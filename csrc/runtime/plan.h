@@ -1,4 +1,5 @@
-// A model made ready to run: prepared steps and a place for every tensor. Immutable.
+// A model made ready to run: prepared steps and a place for every tensor. Immutable but for what
+// steps make for batches.
 #pragma once
 
 #include <cstddef>
@@ -49,6 +50,7 @@ struct Plan {
   std::size_t largest_sample_bytes = 0;  // of any tensor
   std::size_t flow_sample_bytes = 0;     // that the steps read and write, per sample
   std::size_t param_bytes = 0;           // packed weights, tables and constants
+  std::size_t batch_bytes = 0;           // of steps
 };
 
 }  // namespace tac

@@ -88,6 +88,7 @@ class Step {
   std::string kernel;           // "bconv_b1_i32/avx512", or "copy" where no kernel is called
   std::size_t macs = 0;         // multiplications with a weight, per sample
   std::size_t param_bytes = 0;  // of packed weights and tables, those for one sample
+  std::size_t batch_bytes = 0;  // about what a large batch reads of others, made for it
   std::size_t io_bytes = 0;     // read and written per sample, filled in by the plan
   std::size_t sample_scratch_bytes = 0;  // per sample, contents undefined at the start of run()
   std::size_t thread_scratch_bytes = 0;  // per thread

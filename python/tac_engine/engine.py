@@ -118,10 +118,12 @@ class Engine:
     def peak_bytes(self, batch: int = 1) -> int:
         """Return the bytes that hold the parameters and one run of `batch` samples.
 
-        A large batch is run in parts, so the figure stops growing at some batch size.
+        A large batch is run in parts, so the figure stops growing at some batch size. Pruned codebook layers have
+        their weights in a second form for batches; asking for such a batch makes it, as its first run does, and the
+        engine keeps it. The figure for a batch that does not use it leaves it out.
 
         Raises:
-            InvalidInputError: `batch` is negative or too large for the address space.
+            InvalidInputError: `batch` is negative, too large for the address space, or memory does not suffice.
         """
         n_samples = operator.index(batch)
         if n_samples < 0:

@@ -277,10 +277,13 @@ void expect_complete(Layer& layer, const SparseCodebook& sparse) {
 }
 
 std::optional<SparseCodebook> sparse_of(Layer& layer) {
-  const auto read = [&](std::size_t row, std::uint8_t* codes) {
-    for (std::size_t k = 0; k < layer.columns; ++k) {
-      const int code = layer.codes[row * layer.columns + k];
-      codes[k] = code == 15 ? kNoCode : static_cast<std::uint8_t>(code);
+  const std::size_t stride = (layer.columns + kReadAlign - 1) / kReadAlign * kReadAlign;
+  const auto read = [&](std::size_t first, std::size_t n, std::uint8_t* codes) {
+    for (std::size_t r = 0; r < n; ++r) {
+      for (std::size_t k = 0; k < layer.columns; ++k) {
+        const int code = layer.codes[(first + r) * layer.columns + k];
+        codes[r * stride + k] = code == 15 ? kNoCode : static_cast<std::uint8_t>(code);
+      }
     }
   };
   return sparse_codebook(read, layer.rows, layer.columns, std::bitset<16>{}.set(12));
@@ -336,8 +339,9 @@ TEST(SparseCodebook, RefusesLayersThatItCannotHoldSmall) {
   Layer full(64, 512, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
   EXPECT_FALSE(sparse_of(full));
   CodebookRows weights(full.op, full.rows, full.columns);
-  EXPECT_FALSE(may_be_sparse(weights, full.rows, full.columns, {}));
-  EXPECT_TRUE(may_be_sparse(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)));
+  EXPECT_EQ(sparse_bytes(weights, full.rows, full.columns, {}), 0U);
+  EXPECT_EQ(sparse_bytes(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)),
+            64U * 512 / 2 * 5 / 2);
   // One output of a tile of four.
   Layer alone(1, 4096, [](auto, std::size_t k) { return k % 4 == 0 ? 1 : 15; });
   EXPECT_FALSE(sparse_of(alone));

@@ -71,7 +71,7 @@ static inline void listed(const Block& b, const std::uint32_t* ks, const float* 
   __m512 acc[J];
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
-    const auto at = static_cast<std::size_t>(16 * j);
+    const auto at = 16 * static_cast<std::size_t>(j);
     acc[j] = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes_of(b.n_outputs, at), y + at);
   }
   for (std::size_t i = 0; i < n_listed; ++i) {
@@ -90,7 +90,7 @@ static inline void listed(const Block& b, const std::uint32_t* ks, const float* 
   }
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j) {
-    const auto at = static_cast<std::size_t>(16 * j);
+    const auto at = 16 * static_cast<std::size_t>(j);
     _mm512_mask_storeu_ps(y + at, lanes_of(b.n_outputs, at), acc[j]);
   }
 }
@@ -103,7 +103,7 @@ static inline void tile(const Block& b, const float* x, std::size_t x_stride, st
   __m512 acc[N][J];
 #pragma GCC unroll 4
   for (int j = 0; j < J; ++j) {
-    const auto at = static_cast<std::size_t>(16 * (kFirst + j));
+    const auto at = 16 * static_cast<std::size_t>(kFirst + j);
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) {
       acc[n][j] = k_begin == 0
@@ -127,7 +127,7 @@ static inline void tile(const Block& b, const float* x, std::size_t x_stride, st
   }
 #pragma GCC unroll 4
   for (int j = 0; j < J; ++j) {
-    const auto at = static_cast<std::size_t>(16 * (kFirst + j));
+    const auto at = 16 * static_cast<std::size_t>(kFirst + j);
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) {
       _mm512_mask_storeu_ps(y + static_cast<std::size_t>(n) * y_stride + at,

@@ -30,8 +30,8 @@ constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
-// A call over lists takes the time of 16 or of 32 samples, in integers also of 8; so many take as
-// long in the dense forms.
+// A call over lists takes the time of 16 or of 32 samples, in integers also of 8. From how many on
+// that is less than the dense forms take:
 constexpr std::size_t kSparseBatch = 16;
 constexpr std::size_t kMinSparseBatch = 7, kMinSparseBatchOfIntegers = 6;
 // Of an item that goes over lists, at most and at least: turning the inputs around is worth it for
@@ -42,8 +42,6 @@ constexpr std::size_t kMinSparseTiles = kernels::kCodebookBlock / kernels::kSpar
 // The layer as lists, for batches; made from its other form when the first batch comes.
 class SparseLists {
  public:
-  static constexpr std::size_t kScratchBytes = kernels::sparse_scratch_bytes(kMaxSparseTiles);
-
   // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
   // n_values or more. Fewer than min_batch samples do not go over lists.
   SparseLists(std::size_t min_batch, std::size_t in_features, std::size_t out_features,
@@ -88,26 +86,32 @@ class SparseLists {
   }
 
   const kernels::CodebookSparseParams& params() const noexcept { return params_; }
+  std::size_t thread_scratch_bytes() const noexcept {
+    return kernels::sparse_scratch_bytes(std::min(kMaxSparseTiles, n_tiles()));
+  }
 
   // Calls use(first row, rows, first tile, tile end, thread) for each part of the work.
   template <class Use>
   void for_each_item(ThreadPool& pool, std::size_t n_rows, const Use& use) const {
-    const std::size_t n_tiles = ceil_div(params_.out_features, kernels::kSparseTile);
     const std::size_t groups = ceil_div(n_rows, kernels::kSparseSamples);
     // An output does not depend on the cut.
-    const std::size_t tiles = std::clamp(round_up(n_tiles * groups / pool.size(), kMinSparseTiles),
-                                         kMinSparseTiles, kMaxSparseTiles);
-    const std::size_t parts = ceil_div(n_tiles, tiles);
+    const std::size_t tiles =
+        std::clamp(round_up(n_tiles() * groups / pool.size(), kMinSparseTiles), kMinSparseTiles,
+                   kMaxSparseTiles);
+    const std::size_t parts = ceil_div(n_tiles(), tiles);
     pool.parallel_for(groups * parts, [&](std::size_t begin, std::size_t end, std::size_t thread) {
       for (std::size_t i = begin; i < end; ++i) {
         const std::size_t row = i / parts * kernels::kSparseSamples, tile = i % parts * tiles;
         use(row, std::min(kernels::kSparseSamples, n_rows - row), tile,
-            std::min(tile + tiles, n_tiles), thread);
+            std::min(tile + tiles, n_tiles()), thread);
       }
     });
   }
 
  private:
+  std::size_t n_tiles() const noexcept {
+    return ceil_div(params_.out_features, kernels::kSparseTile);
+  }
   // The samples at the front that go over lists; none only where fewer do not either.
   std::size_t rows_over_lists(std::size_t n_rows) const noexcept {
     const std::size_t left = n_rows % kSparseBatch;
@@ -164,18 +168,21 @@ class CodebookLinearStep final : public Step {
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
-    if (finite && may_be_sparse(weights, out_features, in_features, zeros)) {
+    if (finite) batch_bytes = sparse_bytes(weights, out_features, in_features, zeros);
+    if (batch_bytes != 0) {
       sparse_.emplace(kMinSparseBatch, in_features, out_features, zeros, values.size(),
                       bias_.data(), ctx.kernel_label(KernelId::codebook_sparse_f32));
       sample_scratch_bytes = rows;
-      thread_scratch_bytes = SparseLists::kScratchBytes;
+      thread_scratch_bytes = sparse_->thread_scratch_bytes();
     }
   }
 
   void make_ready(std::size_t n_samples) const override {
     if (!sparse_) return;
     sparse_->make_for(n_samples * rows_,
-                      [this](std::size_t row, std::uint8_t* codes) { read_row(row, codes); });
+                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
+                        read_rows(first, n, codes);
+                      });
   }
   std::string kernel_for(std::size_t n_samples) const override {
     return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
@@ -189,7 +196,7 @@ class CodebookLinearStep final : public Step {
     float* y = ctx.write<float>(output_);
     const std::size_t n_rows = ctx.n_samples * rows_, chunks = ceil_div(n_blocks_, kBlocksPerItem);
     const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
-    if (n_sparse != 0) run_sparse(ctx, x, n_sparse, y);
+    if (sparse_ && n_sparse != 0) run_sparse(ctx, *sparse_, x, n_sparse, y);
     ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * chunks,
                            [&](std::size_t begin, std::size_t end, std::size_t) {
                              for (std::size_t i = begin; i < end; ++i) {
@@ -206,21 +213,21 @@ class CodebookLinearStep final : public Step {
  private:
   // Zero weights times infinity or NaN are NaN, and lists leave them out: groups with such a sample
   // take the dense form.
-  void run_sparse(const RunContext& ctx, const float* x, std::size_t n_rows,
-                  float* y) const noexcept {
+  void run_sparse(const RunContext& ctx, const SparseLists& lists, const float* x,
+                  std::size_t n_rows, float* y) const noexcept {
     auto* finite = reinterpret_cast<std::uint8_t*>(ctx.sample_scratch);
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t r = begin; r < end; ++r)
         finite[r] = is_finite(x + r * params_.in_features, params_.in_features);
     });
-    sparse_->for_each_item(
+    lists.for_each_item(
         *ctx.pool, n_rows,
         [&](std::size_t row, std::size_t batch, std::size_t tile, std::size_t tile_end,
             std::size_t thread) {
           const float* from = x + row * params_.in_features;
           float* to = y + row * params_.out_features;
           if (std::all_of(finite + row, finite + row + batch, [](auto f) { return f != 0; })) {
-            sparse_kernel_(sparse_->params(), table_.data(), from, batch, params_.in_features, tile,
+            sparse_kernel_(lists.params(), table_.data(), from, batch, params_.in_features, tile,
                            tile_end, ctx.scratch_of_thread<std::byte>(thread), to,
                            params_.out_features);
           } else {
@@ -275,19 +282,33 @@ class CodebookLinearStep final : public Step {
     }
   }
 
-  // The codes of output o, from where pack() put them.
-  void read_row(std::size_t o, std::uint8_t* out) const noexcept {
-    const std::size_t block = o / kernels::kCodebookBlock, in_block = o % kernels::kCodebookBlock;
+  // The codes of n outputs of a tile, from where pack() put them: in neighbouring dwords.
+  void read_rows(std::size_t first, std::size_t n, std::uint8_t* out) const noexcept {
+    static_assert(16 % kernels::kSparseTile == 0);
+    const std::size_t block = first / kernels::kCodebookBlock,
+                      in_block = first % kernels::kCodebookBlock;
     const std::size_t nibbles =
-        nibbles_of(std::min(params_.out_features - (o - in_block), kernels::kCodebookBlock));
-    const std::size_t per_dword = 8 / nibbles, dword = in_block % 16 * 4, j = in_block / 16;
-    const std::uint8_t* codes = codes_.data() + block * params_.in_features * 64 + dword;
+        nibbles_of(std::min(params_.out_features - (first - in_block), kernels::kCodebookBlock));
+    const std::size_t per_dword = 8 / nibbles, j = in_block / 16;
+    const std::size_t stride = round_up(params_.in_features, kReadAlign);
+    const std::uint8_t* codes =
+        codes_.data() + block * params_.in_features * 64 + in_block % 16 * 4;
+    for (std::size_t first_k = 0; first_k < params_.in_features;
+         first_k += per_dword, codes += 64) {
+      for (std::size_t i = 0; i < std::min(per_dword, params_.in_features - first_k); ++i) {
+        const std::size_t nibble = i * nibbles + j;
+        for (std::size_t r = 0; r < n; ++r) {
+          out[r * stride + first_k + i] = codes[4 * r + nibble / 2] >> (nibble % 2 * 4) & 0xFU;
+        }
+      }
+    }
+    if (mask_.size() == 0) return;
     for (std::size_t k = 0; k < params_.in_features; ++k) {
-      const std::size_t nibble = k % per_dword * nibbles + j;
-      out[k] = codes[k / per_dword * 64 + nibble / 2] >> (nibble % 2 * 4) & 0xFU;
-      if (mask_.size() == 0) continue;
-      const std::uint8_t mask = mask_[(block * params_.in_features + k) * 16 + in_block / 8];
-      if ((mask >> (in_block % 8) & 1U) == 0) out[k] = kNoCode;
+      const std::uint8_t* mask = mask_.data() + (block * params_.in_features + k) * 16;
+      for (std::size_t r = 0; r < n; ++r) {
+        const std::size_t o = in_block + r;
+        if ((mask[o / 8] >> (o % 8) & 1U) == 0) out[r * stride + k] = kNoCode;
+      }
     }
   }
 
@@ -353,7 +374,7 @@ class CodebookIntegerStep final : public Step {
         dense_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     if (sparse_) {
       param_bytes += pairs_.bytes();
-      thread_scratch_bytes = SparseLists::kScratchBytes;
+      thread_scratch_bytes = sparse_->thread_scratch_bytes();
     }
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
     zeros_ = AlignedBuffer<float>(out_features_);
@@ -364,10 +385,14 @@ class CodebookIntegerStep final : public Step {
 
   void make_ready(std::size_t n_samples) const override {
     if (!sparse_) return;
-    sparse_->make_for(n_samples * rows_, [this](std::size_t row, std::uint8_t* codes) {
-      const std::size_t k_padded = dense_params_.k_padded;
-      read_dense_row(dense_.codes.data() + row * k_padded / 2, k_padded, codes);
-    });
+    sparse_->make_for(n_samples * rows_,
+                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
+                        const std::size_t k_padded = dense_params_.k_padded;
+                        for (std::size_t r = 0; r < n; ++r) {
+                          read_dense_row(dense_.codes.data() + (first + r) * k_padded / 2, k_padded,
+                                         codes + r * k_padded);
+                        }
+                      });
   }
   std::string kernel_for(std::size_t n_samples) const override {
     return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
@@ -396,16 +421,16 @@ class CodebookIntegerStep final : public Step {
       }
     });
     const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
-    if (n_sparse != 0) {
-      sparse_->for_each_item(*ctx.pool, n_sparse,
-                             [&](std::size_t row, std::size_t batch, std::size_t tile,
-                                 std::size_t tile_end, std::size_t thread) {
-                               sparse_kernel_(sparse_->params(), pairs_.data(), max_level_,
-                                              q + row * q_stride_, batch, q_stride_, units + row,
-                                              tile, tile_end,
-                                              ctx.scratch_of_thread<std::byte>(thread),
-                                              y + row * out_features_, out_features_);
-                             });
+    if (sparse_ && n_sparse != 0) {
+      const SparseLists& lists = *sparse_;
+      lists.for_each_item(*ctx.pool, n_sparse,
+                          [&](std::size_t row, std::size_t batch, std::size_t tile,
+                              std::size_t tile_end, std::size_t thread) {
+                            sparse_kernel_(lists.params(), pairs_.data(), max_level_,
+                                           q + row * q_stride_, batch, q_stride_, units + row, tile,
+                                           tile_end, ctx.scratch_of_thread<std::byte>(thread),
+                                           y + row * out_features_, out_features_);
+                          });
     }
     ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * n_items_,
                            [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -440,7 +465,8 @@ class CodebookIntegerStep final : public Step {
                   std::string kernel_of_lists) {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
-    if (!may_be_sparse(weights, out_features_, in_features_, zeros)) return;
+    batch_bytes = sparse_bytes(weights, out_features_, in_features_, zeros);
+    if (batch_bytes == 0) return;
     sparse_.emplace(kMinSparseBatchOfIntegers, in_features_, out_features_, zeros, levels.size(),
                     bias_.data(), std::move(kernel_of_lists));
     pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
