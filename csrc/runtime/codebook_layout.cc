@@ -323,7 +323,7 @@ std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t
     }
   };
 
-  // First the sizes, then, where they end up, the entries: nothing but the lists takes memory.
+  // First the sizes, then the entries, where they stay.
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
   std::vector<std::uint16_t> sizes(n_chunks * n_tiles * kSparseTile);
