@@ -50,7 +50,7 @@ struct Plan {
   std::size_t largest_sample_bytes = 0;  // of any tensor
   std::size_t flow_sample_bytes = 0;     // that the steps read and write, per sample
   std::size_t param_bytes = 0;           // packed weights, tables and constants
-  std::size_t batch_bytes = 0;           // of steps
+  std::size_t batch_bytes = 0;           // the sum of the steps' batch_bytes
 };
 
 }  // namespace tac
