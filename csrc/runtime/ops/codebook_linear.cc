@@ -137,7 +137,32 @@ std::size_t nibbles_of(std::size_t n_outputs) noexcept {
   return n_outputs <= 16 ? 1 : n_outputs <= 32 ? 2 : n_outputs <= 64 ? 4 : 8;
 }
 
-class CodebookLinearStep final : public Step {
+// What both ways of adding share: rows of inputs, and lists for batches of them.
+class CodebookStep : public Step {
+ public:
+  void make_ready(std::size_t n_samples) const final {
+    if (!sparse_) return;
+    sparse_->make_for(n_samples * rows_,
+                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
+                        read_codes(first, n, codes);
+                      });
+  }
+  std::string kernel_for(std::size_t n_samples) const final {
+    return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
+  }
+  std::size_t param_bytes_for(std::size_t n_samples) const final {
+    return param_bytes + (sparse_ ? sparse_->bytes_for(n_samples * rows_) : 0);
+  }
+
+ protected:
+  // As ReadCodes, from the packed weights.
+  virtual void read_codes(std::size_t first, std::size_t n, std::uint8_t* codes) const noexcept = 0;
+
+  std::size_t rows_ = 0;  // of a sample
+  std::optional<SparseLists> sparse_;
+};
+
+class CodebookLinearStep final : public CodebookStep {
  public:
   CodebookLinearStep(const CodebookLinear& op, const PrepareContext& ctx)
       : input_(op.input),
@@ -175,20 +200,6 @@ class CodebookLinearStep final : public Step {
       sample_scratch_bytes = rows;
       thread_scratch_bytes = sparse_->thread_scratch_bytes();
     }
-  }
-
-  void make_ready(std::size_t n_samples) const override {
-    if (!sparse_) return;
-    sparse_->make_for(n_samples * rows_,
-                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
-                        read_rows(first, n, codes);
-                      });
-  }
-  std::string kernel_for(std::size_t n_samples) const override {
-    return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
-  }
-  std::size_t param_bytes_for(std::size_t n_samples) const override {
-    return param_bytes + (sparse_ ? sparse_->bytes_for(n_samples * rows_) : 0);
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -282,8 +293,8 @@ class CodebookLinearStep final : public Step {
     }
   }
 
-  // The codes of n outputs of a tile, from where pack() put them: in neighbouring dwords.
-  void read_rows(std::size_t first, std::size_t n, std::uint8_t* out) const noexcept {
+  // pack() put the codes of a tile into neighbouring dwords.
+  void read_codes(std::size_t first, std::size_t n, std::uint8_t* out) const noexcept override {
     static_assert(16 % kernels::kSparseTile == 0);
     const std::size_t block = first / kernels::kCodebookBlock,
                       in_block = first % kernels::kCodebookBlock;
@@ -313,10 +324,9 @@ class CodebookLinearStep final : public Step {
   }
 
   TensorId input_, output_;
-  std::size_t rows_ = 0, n_blocks_ = 0;
+  std::size_t n_blocks_ = 0;
   AlignedBuffer<std::uint8_t> codes_, mask_;
   AlignedBuffer<float> table_, bias_;
-  std::optional<SparseLists> sparse_;
   kernels::CodebookLinearParams params_{};
   kernels::codebook_linear_f32_fn kernel_;
   kernels::codebook_sparse_f32_fn sparse_kernel_;
@@ -327,7 +337,7 @@ class CodebookLinearStep final : public Step {
 // inputs of an output, so its sum times the mean input is taken back:
 //   drift[o] = level_scale * 2^-16 * sum over k of rint((weight / level_scale - level) * 2^16)
 //   y = bias + float(sum * unit) [+ float(rest sum * rest unit)] + float(mean of x * drift[o])
-class CodebookIntegerStep final : public Step {
+class CodebookIntegerStep final : public CodebookStep {
  public:
   CodebookIntegerStep(const CodebookLinear& op, const PrepareContext& ctx)
       : input_(op.input),
@@ -381,24 +391,6 @@ class CodebookIntegerStep final : public Step {
     measure_drift(op, weights);
     sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double)) +
                            out_features_ * sizeof(float);
-  }
-
-  void make_ready(std::size_t n_samples) const override {
-    if (!sparse_) return;
-    sparse_->make_for(n_samples * rows_,
-                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
-                        const std::size_t k_padded = dense_params_.k_padded;
-                        for (std::size_t r = 0; r < n; ++r) {
-                          read_dense_row(dense_.codes.data() + (first + r) * k_padded / 2, k_padded,
-                                         codes + r * k_padded);
-                        }
-                      });
-  }
-  std::string kernel_for(std::size_t n_samples) const override {
-    return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
-  }
-  std::size_t param_bytes_for(std::size_t n_samples) const override {
-    return param_bytes + (sparse_ ? sparse_->bytes_for(n_samples * rows_) : 0);
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -461,6 +453,14 @@ class CodebookIntegerStep final : public Step {
  private:
   static constexpr std::size_t kRowsOfDenseItem = 16;
 
+  void read_codes(std::size_t first, std::size_t n, std::uint8_t* codes) const noexcept override {
+    const std::size_t k_padded = dense_params_.k_padded;
+    for (std::size_t r = 0; r < n; ++r) {
+      read_dense_row(dense_.codes.data() + (first + r) * k_padded / 2, k_padded,
+                     codes + r * k_padded);
+    }
+  }
+
   void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels,
                   std::string kernel_of_lists) {
     std::bitset<kTableSize> zeros;
@@ -513,13 +513,12 @@ class CodebookIntegerStep final : public Step {
 
   TensorId input_, output_;
   double level_scale_;
-  std::size_t rows_ = 0, in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
+  std::size_t in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
   AlignedBuffer<std::int16_t> levels_;
   AlignedBuffer<float> bias_, zeros_;
   AlignedBuffer<double> drift_;  // empty where the levels are exact
   DenseCodebook dense_;
   SlicedCodebook sliced_;
-  std::optional<SparseLists> sparse_;
   AlignedBuffer<std::uint32_t> pairs_;
   std::int32_t max_level_ = 0;
   kernels::CodebookDenseParams dense_params_{};
