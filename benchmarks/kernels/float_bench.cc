@@ -15,10 +15,12 @@
 #include <string_view>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/cpu_features.h"
 #include "command.h"
 #include "kernels/dispatch.h"
 #include "reference/float_reference.h"
+#include "reference/integer_conv.h"
 #include "runtime/layout.h"
 
 namespace tac {
@@ -177,7 +179,18 @@ class Bench {
     return {};
   }
 
+  // As the executor cuts the work (runtime/ops/conv.cc).
+  static constexpr std::size_t kPixelsPerItem = 64, kBlocksPerItem = 4;
+  static std::size_t rows_per_item(const reference::WindowShape& s) {
+    return ceil_div(s.out_h(), ceil_div(s.out_h() * s.out_w(), kPixelsPerItem));
+  }
+
   void conv(const std::string& label, const reference::WindowShape& s, std::size_t outputs) {
+    float_conv(label, s, outputs);
+    integer_conv(label, s, outputs);
+  }
+
+  void float_conv(const std::string& label, const reference::WindowShape& s, std::size_t outputs) {
     const std::string name = "conv_f32 " + label;
     const std::size_t run = s.kernel_h * s.kernel_w * s.channels;
     if (skipped(name, static_cast<double>(s.out_h() * s.out_w() * outputs * run))) return;
@@ -209,10 +222,7 @@ class Bench {
                                      .weights = packed.data(),
                                      .bias = bias.data()};
     std::vector<float> y(s.out_h() * s.out_w() * outputs);
-    // As the executor cuts the work (runtime/ops/conv.cc).
-    constexpr std::size_t kPixelsPerItem = 64, kBlocksPerItem = 4;
-    const std::size_t n_items = ceil_div(s.out_h() * s.out_w(), kPixelsPerItem);
-    const std::size_t n_rows = ceil_div(s.out_h(), n_items);
+    const std::size_t n_rows = rows_per_item(s);
     const auto call = [&] {
       for (std::size_t block = 0; block < n_blocks; block += kBlocksPerItem) {
         for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
@@ -227,6 +237,83 @@ class Bench {
     const double macs = taps_inside(s) * static_cast<double>(s.channels * outputs);
     measurements_.push_back({name, backend_of("conv_f32"), macs,
                              static_cast<double>(4 * outputs * run),
+                             time_calls(budget_ms(), call)});
+  }
+
+  // The same layer on integers whose sums fit 32 bits; the map has its padding in memory.
+  void integer_conv(const std::string& label, const reference::WindowShape& s,
+                    std::size_t outputs) {
+    const std::string name = "conv_i16 " + label;
+    const std::size_t piece = s.kernel_w * s.channels, row = s.kernel_h * piece;
+    const double macs = taps_inside(s) * static_cast<double>(s.channels * outputs);
+    if (skipped(name, macs)) return;
+    const std::size_t padded_h = s.in_h + s.pad_top + s.pad_bottom;
+    const std::size_t padded_row = (s.in_w + s.pad_left + s.pad_right) * s.channels;
+    reference::IntegerConv ref;
+    ref.in_h = s.in_h;
+    ref.in_w = s.in_w;
+    ref.out_h = s.out_h();
+    ref.out_w = s.out_w();
+    ref.in_channels = s.channels;
+    ref.out_channels = outputs;
+    ref.kernel_h = s.kernel_h;
+    ref.kernel_w = s.kernel_w;
+    ref.stride_h = s.stride_h;
+    ref.stride_w = s.stride_w;
+    ref.pad_top = s.pad_top;
+    ref.pad_left = s.pad_left;
+    std::mt19937 engine(1);
+    const auto value = [&] { return static_cast<std::int64_t>(engine() % 1001) - 500; };
+    for (std::size_t i = 0; i < s.in_h * s.in_w * s.channels; ++i) ref.input.push_back(value());
+    for (std::size_t i = 0; i < outputs * row; ++i) ref.weights.push_back(value());
+    const std::size_t pairs = ceil_div(piece, 2), n_blocks = ceil_div(outputs, 16);
+    AlignedBuffer<std::int16_t> map(padded_h * padded_row + 1);
+    for (std::size_t i = 0; i < ref.input.size(); ++i) {
+      const std::size_t y = i / (s.in_w * s.channels) + s.pad_top;
+      map[y * padded_row + s.pad_left * s.channels + i % (s.in_w * s.channels)] =
+          static_cast<std::int16_t>(ref.input[i]);
+    }
+    AlignedBuffer<std::int16_t> weights(n_blocks * s.kernel_h * pairs * 32);
+    for (std::size_t o = 0; o < outputs; ++o) {
+      for (std::size_t k = 0; k < row; ++k) {
+        const std::size_t pair = (o / 16 * s.kernel_h + k / piece) * pairs + k % piece / 2;
+        weights[(pair * 16 + o % 16) * 2 + k % piece % 2] =
+            static_cast<std::int16_t>(ref.weights[o * row + k]);
+      }
+    }
+    std::vector<std::size_t> offsets;
+    for (std::size_t ky = 0; ky < s.kernel_h; ++ky) offsets.push_back(ky * padded_row);
+    const kernels::IconvParams params{.out_w = s.out_w(),
+                                      .pixel_step = s.stride_w * s.channels,
+                                      .line_step = s.stride_h * padded_row,
+                                      .n_runs = s.kernel_h,
+                                      .run_pairs = pairs,
+                                      .runs_per_sum = s.kernel_h,
+                                      .run_offsets = offsets.data(),
+                                      .weights = weights.data()};
+    const std::size_t y_stride = n_blocks * 16;
+    std::vector<float> y(s.out_h() * s.out_w() * y_stride);
+    const std::size_t n_rows = rows_per_item(s);
+    const auto call = [&] {
+      for (std::size_t block = 0; block < n_blocks; block += kBlocksPerItem) {
+        for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
+          selection_.kernels.conv_i16(params, map.data(), oy, std::min(oy + n_rows, s.out_h()),
+                                      block, std::min(block + kBlocksPerItem, n_blocks),
+                                      y.data() + oy * s.out_w() * y_stride + block * 16, y_stride);
+        }
+      }
+    };
+    call();
+    const std::vector<std::int64_t> expected = reference::integer_conv(ref);
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      const float got = y[i / outputs * y_stride + i % outputs];
+      if (got == static_cast<float>(expected[i])) continue;
+      std::fprintf(stderr, "%s: wrong answer %g, expected %lld\n", name.c_str(),
+                   static_cast<double>(got), static_cast<long long>(expected[i]));
+      std::exit(1);
+    }
+    measurements_.push_back({name, backend_of("conv_i16"), macs,
+                             static_cast<double>(2 * outputs * row),
                              time_calls(budget_ms(), call)});
   }
 

@@ -590,6 +590,45 @@ struct MatMul {
   }
 };
 
+// As CodedConv, in integers. A weight w of output o is the level nearest w / level_scale[o], and an
+// input x is rounded to q, |q| <= input_limit: by the rule of runtime/rounding.h, from the largest
+// input of the sample, or where input_unit is not 0, q = x * (1 / input_unit) and unit = input_unit
+// (kernels/rounding has the details of both).
+//   y[o] = float(level_scale[o] * unit) * (float(c[0]) + float(c[1]) + ...) + bias[o]
+// from left to right in float32. Each c[i] is an exact sum of level * q over runs_per_sum runs, the
+// last one over those that are left. Of the products (ky, kx, c) of an output a run is a part of a
+// kernel row or, in groups or with dilations[1] > 1, of a tap: of its V values 2 * ceil(V / (2 *
+// run_parts)), in the last run what is left.
+// |levels| <= 32767, and those of a c[i] times input_limit add up to less than 2^31. A sample with
+// an input that is not finite gives NaN, with an input_unit anything. Of inputs below about 1e-30
+// the scale in front of the sum loses bits, as any product of floats that small does.
+struct IntegerConv {
+  TensorId input = 0, output = 0;
+  Window window;
+  std::int64_t groups = 1;
+  CodedWeights weights;
+  BlobOf<float> bias;
+  BlobOf<float> level_scale;  // [O]
+  std::int64_t run_parts = 1, runs_per_sum = 1;
+  std::int64_t input_limit = 1;
+  float input_unit = 0.0F;
+
+  template <class V>
+  void fields(V& v) {
+    v("input", input);
+    v("output", output);
+    window.fields(v);
+    v("groups", groups);
+    weights.fields(v);
+    v("bias", bias);
+    v("level_scale", level_scale);
+    v("run_parts", run_parts);
+    v("runs_per_sum", runs_per_sum);
+    v("input_limit", input_limit);
+    v("input_unit", input_unit);
+  }
+};
+
 using OpVariant = std::variant<
 #define TAC_OP(code, Struct, name) Struct,
 #include "ir/ops.inc"

@@ -2,15 +2,19 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <string>
 #include <unordered_set>
 
+#include "base/aligned_buffer.h"
 #include "base/code_at.h"
 #include "base/count_bits.h"
 #include "base/error.h"
+#include "ir/coded_weights.h"
 #include "ir/graph.h"
+#include "ir/integer_runs.h"
 #include "ir/op_names.h"
 #include "ir/text.h"
 
@@ -630,6 +634,62 @@ class Validator {
   void check(CodedConv& op) {
     const std::int64_t row = check_conv(op);
     check_weights(op.weights, tensor(op.output).dims[2], row);
+  }
+
+  void check(IntegerConv& op) {
+    const std::int64_t row = check_conv(op), outputs = tensor(op.output).dims[2];
+    check_weights(op.weights, outputs, row);
+    require_size(op.level_scale, outputs, "level_scale");
+    for (const float scale : op.level_scale.view()) {
+      require(std::isfinite(scale) && scale > 0.0F, "level_scale must be positive and finite");
+    }
+    require(op.run_parts >= 1 && op.run_parts <= row,
+            "run_parts " + std::to_string(op.run_parts) + ", expected 1 .. " + std::to_string(row));
+    require(op.runs_per_sum >= 1, "runs_per_sum " + std::to_string(op.runs_per_sum));
+    require(op.input_limit >= 1 && op.input_limit <= kMaxInt16,
+            "input_limit " + std::to_string(op.input_limit) + ", expected 1 .. 32767");
+    require(std::isfinite(op.input_unit) && op.input_unit >= 0.0F &&
+                std::isfinite(1.0F / (op.input_unit == 0.0F ? 1.0F : op.input_unit)),
+            "input_unit must be 0 or positive, it and its inverse finite");
+    const Tensor& in = tensor(op.input);
+    const std::int64_t height = in.dims[0] + op.window.pads[0] + op.window.pads[2];
+    const std::int64_t width = in.dims[1] + op.window.pads[1] + op.window.pads[3];
+    require(height <= kMaxElements / width && height * width <= kMaxElements / in.dims[2],
+            "more than 2^31 values in the padded map");
+    check_levels(op, static_cast<std::size_t>(outputs), static_cast<std::size_t>(row));
+  }
+
+  void check_levels(const IntegerConv& op, std::size_t outputs, std::size_t row) const {
+    const AlignedBuffer<float> weights = decode(op.weights, outputs, row);
+    const IntegerRuns runs(op, static_cast<std::size_t>(tensor(op.input).dims[2]));
+    const std::int64_t most = std::numeric_limits<std::int32_t>::max() / op.input_limit;
+    // Where a sum of 32 bits begins.
+    std::vector<std::size_t> begins;
+    for (std::size_t k = 0, last = 0; k < row; ++k) {
+      const std::size_t index = runs.of(k) / static_cast<std::size_t>(op.runs_per_sum);
+      if (k == 0 || index != last) begins.push_back(k);
+      last = index;
+    }
+    begins.push_back(row);
+    for (std::size_t o = 0; o < outputs; ++o) {
+      const float* w = weights.data() + o * row;
+      const double scale = op.level_scale.data()[o];
+      for (std::size_t i = 0; i + 1 < begins.size(); ++i) {
+        double sum = 0.0, largest = 0.0;  // of |levels|, exact
+        for (std::size_t k = begins[i]; k < begins[i + 1]; ++k) {
+          const double level = std::fabs(level_of(w[k], scale));
+          largest = std::max(largest, level);
+          sum += level;
+        }
+        if (!(largest <= kMaxInt16)) {
+          fail("a weight of output " + std::to_string(o) +
+               " is more than 32767 times its level_scale");
+        }
+        if (sum > static_cast<double>(most)) {
+          fail("the sums of output " + std::to_string(o) + " exceed 32 bits");
+        }
+      }
+    }
   }
 
   void check(CodedLinear& op) {

@@ -12,9 +12,11 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/fconv/fconv.h"
 #include "kernels/flinear/flinear.h"
+#include "kernels/iconv/iconv.h"
 #include "kernels/pool/pool.h"
 #include "kernels/quantize/quantize.h"
 #include "kernels/reduce/reduce.h"
+#include "kernels/rounding/rounding.h"
 
 namespace tac::kernels {
 

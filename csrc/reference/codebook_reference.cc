@@ -6,7 +6,7 @@
 
 namespace tac::reference {
 
-Quantized quantize_i16(std::span<const float> x) {
+Quantized quantize_i16(std::span<const float> x, int limit) {
   Quantized out;
   out.q.resize(x.size());
   float largest = 0.0F;
@@ -19,9 +19,10 @@ Quantized quantize_i16(std::span<const float> x) {
   }
   if (largest == 0.0F) return out;
   const float pre = largest < std::ldexp(1.0F, -64) ? std::ldexp(1.0F, 64) : 1.0F;
-  int exponent = 0;
-  const float fraction = std::frexp(32767.0F / (largest * pre), &exponent);
-  const float mul = std::ldexp(std::floor(fraction * 256.0F) / 256.0F, exponent);
+  // 8 significant bits, or all but the 16 last of a subnormal number.
+  const double ratio = static_cast<float>(limit) / (largest * pre);
+  const double step = std::ldexp(1.0, std::max(std::ilogb(ratio) - 7, -149 + 16));
+  const auto mul = static_cast<float>(std::floor(ratio / step) * step);
   for (std::size_t k = 0; k < x.size(); ++k) {
     const float scaled = x[k] * pre;
     out.q[k] = static_cast<std::int16_t>(std::nearbyint(scaled * mul));

@@ -1,5 +1,5 @@
-// The codebook layer in integers, in plain loops on unpacked weights. For tests; shares no code
-// with the kernels.
+// Rounding to integers and the codebook layer on them, in plain loops on unpacked weights. For
+// tests; shares no code with the kernels.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,14 @@
 
 namespace tac::reference {
 
-// One sample as 16-bit integers, and what one unit stands for (NaN: a value is not finite).
+// One sample as integers of -limit .. limit, and what one unit stands for (NaN: a value is not
+// finite).
 struct Quantized {
   std::vector<std::int16_t> q;
   double unit = 1.0;
   bool coarse = false;  // of quantize_rest
 };
-Quantized quantize_i16(std::span<const float> x);
+Quantized quantize_i16(std::span<const float> x, int limit = 32767);
 
 // What rounding left of x where few large values left the others few bits (coarse). Its unit is 0
 // where that is nothing.

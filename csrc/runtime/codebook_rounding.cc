@@ -4,10 +4,14 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "kernels/codebook_i16/codebook_i16.h"
+#include "runtime/rounding.h"
+
 namespace tac {
 
 namespace {
 
+constexpr std::int32_t kRange = 32767;  // of q
 constexpr double kRestParts = 32768.0;  // rest_unit * kRestParts = unit
 constexpr std::int32_t kLarge = 8192;   // a quarter of the range of q
 
@@ -30,9 +34,14 @@ bool is_coarse(const float* x, const std::int16_t* q, std::size_t count) noexcep
 
 }  // namespace
 
-RoundedSample round_sample(kernels::quantize_f32_i16_fn quantize, const float* x, std::size_t count,
+RoundedSample round_sample(kernels::max_magnitude_f32_fn max_magnitude,
+                           kernels::round_f32_i16_fn round, const float* x, std::size_t count,
                            std::int16_t* q, std::int16_t* rest) noexcept {
-  RoundedSample sample{quantize(x, count, q), 0.0, 0.0};
+  const Rounding rounding = rounding_of(max_magnitude(x, count), kRange);
+  RoundedSample sample{rounding.unit, 0.0, 0.0};
+  const std::size_t used = std::isfinite(sample.unit) ? count : 0;
+  round(rounding.scale, x, used, q);
+  std::fill_n(q + used, count - used + kernels::kCodebookWindow, std::int16_t{0});
   const auto mean_of = [&](double sum) { return sample.unit * sum / static_cast<double>(count); };
   if (!std::isfinite(sample.unit) || !is_coarse(x, q, count)) {
     std::int32_t sum = 0;  // 2^16 values of 16 bits fit

@@ -50,9 +50,9 @@ void Step::finish_tile(const RunContext& ctx, const Tile& tile) const noexcept {
   for (const Step* follower : followers) follower->run_tile(ctx, tile);
 }
 
-void Step::finish_tile(const RunContext& ctx, const Tile& tile, const std::int32_t* acc,
-                       std::size_t stride, const kernels::ChainOp& first) const noexcept {
-  run_chain(ctx, tile, {acc, nullptr, stride}, &first);
+void Step::finish_tile(const RunContext& ctx, const Tile& tile, const kernels::ChainSource& sums,
+                       const kernels::ChainOp& first) const noexcept {
+  run_chain(ctx, tile, sums, &first);
   for (const Step* follower : followers) follower->run_tile(ctx, tile);
 }
 

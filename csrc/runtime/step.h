@@ -114,9 +114,9 @@ class Step {
   // Announces that the step makes `output` in tiles.
   void lead(Leads how, TensorId output, const PrepareContext& ctx);
   void finish_tile(const RunContext& ctx, const Tile& tile) const noexcept;  // kFromMemory
-  // kFromRegisters: `first` makes the output of accumulators [row][stride].
-  void finish_tile(const RunContext& ctx, const Tile& tile, const std::int32_t* acc,
-                   std::size_t stride, const kernels::ChainOp& first) const noexcept;
+  // kFromRegisters: `first` makes the output of sums.
+  void finish_tile(const RunContext& ctx, const Tile& tile, const kernels::ChainSource& sums,
+                   const kernels::ChainOp& first) const noexcept;
 
  private:
   void run_chain(const RunContext& ctx, const Tile& tile, const kernels::ChainSource& source,

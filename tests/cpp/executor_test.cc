@@ -287,6 +287,26 @@ class Builder {
                     floats(o, -4, 4)});
   }
 
+  // Weights of few values, -1, 0 and 1, or of many, and then as many as 32-bit sums allow.
+  TensorId integer_conv(TensorId x, Window w, std::int64_t out_channels, std::int64_t groups,
+                        int input_limit, float input_unit, bool few, int run_parts = 1,
+                        int runs_per_sum = 1000) {
+    const Dims in = tensor(x).dims;
+    const auto outputs = static_cast<std::size_t>(out_channels);
+    const auto row = static_cast<std::size_t>(w.kernel[0] * w.kernel[1] * in[2] / groups);
+    const int max_level = static_cast<int>(
+        std::min<std::size_t>(32767, 2147483647 / (row * static_cast<std::size_t>(input_limit))));
+    CodedWeights weights = coded(outputs, row, few ? 3 : 0, false, !few);
+    std::vector<float> values(weights.values.size());
+    for (float& v : values) v = static_cast<float>(between(1, few ? 3 : max_level)) * 0.7F;
+    if (few) std::iota(values.begin(), values.end(), -1.0F);
+    weights.values = writer.own_array<float>(values);
+    std::vector<float> level_scale(outputs, few ? 1.0F : 0.7F * 1.001F);
+    return add(IntegerConv{x, f32(windowed(w, in, out_channels)), w, groups, weights,
+                           floats(outputs, -4, 4), writer.own_array<float>(level_scale), run_parts,
+                           runs_per_sum, input_limit, input_unit});
+  }
+
   // n_values 0: a bitmap and the weights themselves.
   CodedWeights coded(std::size_t outputs, std::size_t row, std::size_t n_values, bool per_output,
                      bool sparse) {
@@ -734,6 +754,93 @@ TEST(Executor, ConvOfManyPixels) {
     }
     expect_naive(b.graph());
   }
+}
+
+TEST(Executor, IntegerConv) {
+  for (const std::int64_t out : {1, 16, 70}) {
+    for (const bool few : {false, true}) {
+      for (const float unit : {0.0F, 0.25F}) {
+        Builder b(static_cast<std::uint32_t>(out));
+        const TensorId x = b.input({5, 4, 6});
+        b.output(
+            b.integer_conv(x, {{3, 3}, {1, 2}, {1, 1}, {1, 1, 1, 1}}, out, 1, 4095, unit, few));
+        b.output(b.integer_conv(x, {{1, 1}, {2, 1}, {1, 1}, {0, 0, 0, 0}}, out, 1, 127, unit, few));
+        b.output(
+            b.integer_conv(x, {{2, 1}, {1, 1}, {2, 1}, {0, 0, 1, 0}}, 2 * out, 2, 3, unit, few));
+        b.output(
+            b.integer_conv(x, {{3, 3}, {1, 1}, {1, 2}, {1, 9, 1, 3}}, 3 * out, 3, 255, unit, few));
+        b.output(b.integer_conv(x, {{3, 3}, {1, 1}, {1, 1}, {1, 1, 1, 1}}, 6, 6, 999, unit, few));
+        for (const int parts : {1, 2, 3, 5}) {
+          for (const int runs : {1, 2}) {
+            b.output(b.integer_conv(x, {{3, 2}, {1, 1}, {1, 1}, {1, 1, 1, 1}}, 20, 1, 4095, unit,
+                                    few, parts, runs));
+            b.output(b.integer_conv(x, {{2, 2}, {1, 1}, {1, 2}, {1, 1, 1, 1}}, 20, 1, 4095, unit,
+                                    few, parts, runs));
+          }
+        }
+        expect_naive(b.graph());
+      }
+    }
+  }
+}
+
+// Items of several rows, finished by what follows, and samples of several parts.
+TEST(Executor, IntegerConvOfManyPixels) {
+  for (const std::int64_t out : {16, 70}) {
+    Builder b(static_cast<std::uint32_t>(out));
+    const Dims in = {60, 50, 5};
+    const TensorId x = b.input(in);
+    for (const Window& w : {Window{{1, 1}, {1, 1}, {1, 1}, {0, 0, 0, 0}},
+                            Window{{3, 3}, {4, 2}, {1, 1}, {1, 1, 1, 1}}}) {
+      const std::size_t n = static_cast<std::size_t>(out);
+      b.output(b.add(Affine{b.integer_conv(x, w, out, 1, 4095, 0.0F, false),
+                            b.f32(Builder::windowed(w, in, out)), b.floats(n, -1, 1),
+                            b.floats(n, -1, 1)}));
+      b.output(b.integer_conv(x, w, 2 * out, 1, 4095, 0.0F, false));
+    }
+    expect_naive(b.graph());
+  }
+}
+
+// Rows that are cut into items.
+TEST(Executor, IntegerConvOfLongRows) {
+  Builder b(5);
+  const TensorId x = b.input({2, 1100, 3});
+  const Window w{{2, 3}, {1, 2}, {1, 1}, {1, 1, 0, 1}},
+      grouped{{1, 2}, {1, 1}, {1, 2}, {0, 2, 0, 0}};
+  b.output(b.integer_conv(x, w, 70, 1, 4095, 0.0F, false));
+  b.output(b.integer_conv(x, grouped, 6, 3, 4095, 0.0F, false));
+  expect_naive(b.graph());
+}
+
+TEST(Executor, IntegerConvOfWhatIsNotFinite) {
+  Builder b(7);
+  const TensorId x = b.input({3, 3, 2});
+  b.output(b.integer_conv(b.add(Unary{x, b.f32({3, 3, 2}), UnaryKind::kExp}),
+                          {{2, 2}, {1, 1}, {1, 1}, {1, 1, 0, 0}}, 3, 1, 4095, 0.0F, false));
+  std::vector<float> in(2 * 18, 0.5F);
+  in[7] = 1000.0F;
+  for (const auto& backend : test::backends_under_test()) {
+    const Outputs out = run_engine(Engine(b.graph(), {2, std::string(backend.name)}), {in}, 2);
+    for (std::size_t i = 0; i < 27; ++i) {
+      EXPECT_TRUE(std::isnan(out[0][i])) << backend.name << i;
+      EXPECT_TRUE(std::isfinite(out[0][27 + i])) << backend.name << i;
+    }
+  }
+}
+
+TEST(Executor, IntegerConvRefusesSumsOfMoreThan32Bits) {
+  const auto with_scale = [](float scale) {
+    Builder b(3);
+    const TensorId x = b.input({3, 3, 2});
+    b.output(b.integer_conv(x, {}, 3, 1, 32767, 0.0F, false));
+    std::get<IntegerConv>(b.graph().ops[0].op).level_scale =
+        b.writer.own_array<float>(std::vector<float>(3, scale));
+    return Engine(b.graph());
+  };
+  EXPECT_NO_THROW(with_scale(0.7F));
+  EXPECT_THROW(with_scale(0.02F), Error);   // sums
+  EXPECT_THROW(with_scale(1e-30F), Error);  // levels
 }
 
 TEST(Executor, MatMul) {

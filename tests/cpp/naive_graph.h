@@ -258,6 +258,60 @@ class NaiveGraph {
         op.input, op.output, op.window, op.groups, {std::as_bytes(std::span(weights))}, op.bias});
   }
 
+  void eval(const IntegerConv& op) {
+    const Dims in_dims = tensor(op.input).dims, out_dims = tensor(op.output).dims;
+    const std::int64_t row = op.window.kernel[0] * op.window.kernel[1] * in_dims[2] / op.groups;
+    std::vector<float> levels = decoded(op.weights, out_dims[2], row);
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      const double scale = op.level_scale.data()[i / static_cast<std::size_t>(row)];
+      levels[i] = f32(std::nearbyint(levels[i] / scale));
+    }
+    const Values x = values_[op.input];
+    const std::vector<float> floats(x.begin(), x.end());
+    reference::Quantized rounded;
+    if (op.input_unit == 0.0F) {
+      rounded = reference::quantize_i16(floats, static_cast<int>(op.input_limit));
+    } else {
+      const auto limit = static_cast<float>(op.input_limit);
+      rounded.unit = op.input_unit;
+      for (const float v : floats) {
+        const float scaled = v * (1.0F / op.input_unit);
+        rounded.q.push_back(
+            static_cast<std::int16_t>(std::nearbyint(std::clamp(scaled, -limit, limit))));
+      }
+    }
+    // Every run as a convolution of its own, with all other levels 0, in double precision.
+    const std::int64_t piece = op.groups == 1 && op.window.dilations[1] == 1
+                                   ? op.window.kernel[1] * in_dims[2]
+                                   : in_dims[2] / op.groups;
+    const std::int64_t run = (piece + 2 * op.run_parts - 1) / (2 * op.run_parts) * 2;
+    const std::int64_t n_runs = row / piece * ((piece + run - 1) / run);
+    const auto run_of = [&](std::int64_t k) {
+      return k / piece * ((piece + run - 1) / run) + k % piece / run;
+    };
+    const std::vector<float> none(static_cast<std::size_t>(out_dims[2]), 0.0F);
+    std::vector<float> totals;
+    values_[op.input].assign(rounded.q.begin(), rounded.q.end());
+    for (std::int64_t first = 0; first < n_runs; first += op.runs_per_sum) {
+      std::vector<float> part = levels;
+      for (std::size_t i = 0; i < part.size(); ++i) {
+        const std::int64_t at = run_of(static_cast<std::int64_t>(i) % row);
+        if (at < first || at - first >= op.runs_per_sum) part[i] = 0.0F;
+      }
+      std::vector<double> sums;
+      convolve(op, part, none, sums);
+      totals.resize(sums.size(), 0.0F);
+      for (std::size_t i = 0; i < sums.size(); ++i) totals[i] += f32(sums[i]);
+    }
+    values_[op.input] = x;
+    for (std::size_t i = 0; i < totals.size(); ++i) {
+      const std::size_t o = i % none.size();
+      const float scale = f32(op.level_scale.data()[o] * rounded.unit);
+      const float scaled = scale * totals[i];
+      values_[op.output].push_back(scaled + op.bias.data()[o]);
+    }
+  }
+
   void eval(const CodedLinear& op) {
     const std::vector<float> weights =
         decoded(op.weights, tensor(op.output).dims.back(), tensor(op.input).dims.back());
@@ -265,23 +319,32 @@ class NaiveGraph {
   }
 
   void eval(const Conv& op) {
+    std::vector<double> sums;
+    convolve(op, op.weights.view(), op.bias.view(), sums);
+    for (const double sum : sums) values_[op.output].push_back(f32(sum));
+  }
+
+  // Sums in double precision, not rounded.
+  template <class ConvOp>
+  void convolve(const ConvOp& op, std::span<const float> weights, std::span<const float> bias,
+                std::vector<double>& sums) {
     const Dims in_dims = tensor(op.input).dims, out_dims = tensor(op.output).dims;
     const std::int64_t cg = in_dims[2] / op.groups, og = out_dims[2] / op.groups;
     const std::int64_t kh = op.window.kernel[0], kw = op.window.kernel[1];
     for (std::int64_t oy = 0; oy < out_dims[0]; ++oy) {
       for (std::int64_t ox = 0; ox < out_dims[1]; ++ox) {
         for (std::int64_t o = 0; o < out_dims[2]; ++o) {
-          double sum = op.bias.data()[o];
+          double sum = bias[static_cast<std::size_t>(o)];
           for (std::int64_t ky = 0; ky < kh; ++ky) {
             for (std::int64_t kx = 0; kx < kw; ++kx) {
               const double* x = tap(op.input, op.window, in_dims, oy, ox, ky, kx);
               for (std::int64_t c = 0; x != nullptr && c < cg; ++c) {
-                sum += double{op.weights.data()[((o * kh + ky) * kw + kx) * cg + c]} *
-                       x[o / og * cg + c];
+                const std::int64_t at = ((o * kh + ky) * kw + kx) * cg + c;
+                sum += double{weights[static_cast<std::size_t>(at)]} * x[o / og * cg + c];
               }
             }
           }
-          values_[op.output].push_back(f32(sum));
+          sums.push_back(sum);
         }
       }
     }

@@ -71,7 +71,19 @@ inline void build_every_op(ModelWriter& w) {
   few.code_bits = 2;
   few.bitmap = filled<std::uint32_t>(w, 5, 9U);
   few.codes = w.own_array<std::uint8_t>(std::vector<std::uint8_t>{0x24, 0x12, 0x09});
-  op("coded_conv", CodedConv{conv, sparse, {}, 1, few, filled<float>(w, 5, 0.0F)});
+  const TensorId whole = f32("whole", {4, 4, 5});
+  op("integer_conv", IntegerConv{conv,
+                                 whole,
+                                 {},
+                                 1,
+                                 few,
+                                 filled<float>(w, 5, 0.5F),
+                                 filled<float>(w, 5, 0.25F),
+                                 2,
+                                 1,
+                                 4095,
+                                 0.0F});
+  op("coded_conv", CodedConv{whole, sparse, {}, 1, few, filled<float>(w, 5, 0.0F)});
   const TensorId affine = f32("affine", {4, 4, 5});
   op("affine", Affine{sparse, affine, filled<float>(w, 5, 2.0F), filled<float>(w, 1, -1.0F)});
   const TensorId sign = bits("sign", {4, 4, 5}, kBinary);

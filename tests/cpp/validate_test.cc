@@ -198,6 +198,37 @@ const std::vector<Break>& breaks() {
          find<CodedConv>(w).weights.code_bits = 0;
          find<CodedConv>(w).weights.bitmap = {};
        }},
+      {"integer_conv", "level_scale has 4 values, expected 5",
+       [](auto& w) { find<IntegerConv>(w).level_scale = test::filled<float>(w, 4, 1.0F); }},
+      {"integer_conv", "level_scale must be positive",
+       [](auto& w) { find<IntegerConv>(w).level_scale = test::filled<float>(w, 5, 0.0F); }},
+      {"integer_conv", "level_scale must be positive",
+       [](auto& w) { find<IntegerConv>(w).level_scale = test::filled<float>(w, 5, kNan); }},
+      {"integer_conv", "run_parts 0, expected 1 .. 5",
+       [](auto& w) { find<IntegerConv>(w).run_parts = 0; }},
+      {"integer_conv", "run_parts 6, expected 1 .. 5",
+       [](auto& w) { find<IntegerConv>(w).run_parts = 6; }},
+      {"integer_conv", "runs_per_sum 0", [](auto& w) { find<IntegerConv>(w).runs_per_sum = 0; }},
+      {"integer_conv", "input_limit 0, expected 1 .. 32767",
+       [](auto& w) { find<IntegerConv>(w).input_limit = 0; }},
+      {"integer_conv", "input_limit 32768, expected 1 .. 32767",
+       [](auto& w) { find<IntegerConv>(w).input_limit = 32768; }},
+      {"integer_conv", "input_unit must be 0 or positive",
+       [](auto& w) { find<IntegerConv>(w).input_unit = -1.0F; }},
+      {"integer_conv", "input_unit must be 0 or positive",
+       [](auto& w) { find<IntegerConv>(w).input_unit = kNan; }},
+      {"integer_conv", "input_unit must be 0 or positive",
+       [](auto& w) { find<IntegerConv>(w).input_unit = 1e-45F; }},
+      {"integer_conv", "more than 2^31 values in the padded map",
+       [](auto& w) {
+         find<IntegerConv>(w).window = {
+             {1, 1}, {65536, 65536}, {1, 1}, {65536, 65536, 65536, 65536}};
+         tensor(w, "whole").dims = {3, 3, 5};
+       }},
+      {"integer_conv", "bitmap has 4 values, expected 5",
+       [](auto& w) {
+         find<IntegerConv>(w).weights.bitmap = test::filled<std::uint32_t>(w, 4, 9U);
+       }},
       {"coded_linear", "89 values for 18 codebooks with codes of 3 bits",
        [](auto& w) { find<CodedLinear>(w).weights.values = test::filled<float>(w, 89, 1.0F); }},
       {"coded_linear", "162 values for 18 codebooks with codes of 3 bits",
@@ -290,8 +321,8 @@ const std::vector<Break>& breaks() {
       {"", "a preprocessing table of 767 values, expected 768",
        [](auto& w) { w.graph.inputs[0].preprocess.lut = test::filled<float>(w, 767, 0.0F); }},
       {"quantize", "it is read before it is written",
-       [](auto& w) { std::swap(w.graph.ops[3], w.graph.ops[4]); }},
-      {"quantize", "it is written twice", [](auto& w) { w.graph.ops.push_back(w.graph.ops[4]); }},
+       [](auto& w) { std::swap(w.graph.ops[4], w.graph.ops[5]); }},
+      {"quantize", "it is written twice", [](auto& w) { w.graph.ops.push_back(w.graph.ops[5]); }},
   };
   return all;
 }

@@ -14,7 +14,6 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
-#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx2 {
@@ -135,43 +134,6 @@ static inline void row_of(const CodebookDenseParams& p, const Table& table, std:
 }
 
 }  // namespace
-
-double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
-  const __m256i magnitude = _mm256_set1_epi32(0x7FFFFFFF);
-  const std::size_t whole = count / 8 * 8;
-  const auto load = [&](std::size_t k)
-                        __attribute__((always_inline)) { return _mm256_loadu_ps(x + k); };
-  const __m256i tail = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count - whole)),
-                                          _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  const __m256 last = _mm256_maskload_ps(x + whole, tail);
-  __m256i max_bits = _mm256_and_si256(magnitude, _mm256_castps_si256(last));
-  for (std::size_t k = 0; k < whole; k += 8) {
-    max_bits =
-        _mm256_max_epi32(max_bits, _mm256_and_si256(magnitude, _mm256_castps_si256(load(k))));
-  }
-  alignas(32) std::uint32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), max_bits);
-  std::uint32_t max_word = 0;
-  for (const std::uint32_t lane : lanes) max_word = lane > max_word ? lane : max_word;
-  for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
-  const LocalScale scale = local_scale(max_word);
-  if (!scale.usable) {
-    for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return scale.unit;
-  }
-  const __m256 pre8 = _mm256_set1_ps(scale.pre);
-  const __m256 mul8 = _mm256_set1_ps(scale.mul);
-  const auto rounded = [&](__m256 v) __attribute__((always_inline)) {
-    const __m256i whole32 = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_mul_ps(v, pre8), mul8));
-    return _mm_packs_epi32(_mm256_castsi256_si128(whole32), _mm256_extracti128_si256(whole32, 1));
-  };
-  for (std::size_t k = 0; k < whole; k += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + k), rounded(load(k)));
-  alignas(16) std::int16_t rest[8];
-  _mm_store_si128(reinterpret_cast<__m128i*>(rest), rounded(last));
-  for (std::size_t k = whole; k < count; ++k) q[k] = rest[k - whole];
-  return scale.unit;
-}
 
 void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,
                          std::size_t batch, std::size_t q_stride, const double* units,

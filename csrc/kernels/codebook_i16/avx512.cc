@@ -19,7 +19,6 @@
 
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
-#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx512 {
@@ -130,35 +129,6 @@ static void tiles_of(const CodebookSlicedParams& p, const std::int16_t* q, std::
 }
 
 }  // namespace
-
-double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
-  const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-  const std::size_t whole = count / 16 * 16;
-  const __mmask16 tail = static_cast<__mmask16>((1U << (count % 16)) - 1U);
-  __m512i max_bits = _mm512_and_si512(magnitude, _mm512_maskz_loadu_epi32(tail, x + whole));
-  for (std::size_t k = 0; k < whole; k += 16) {
-    max_bits = _mm512_max_epu32(max_bits, _mm512_and_si512(magnitude, _mm512_loadu_si512(x + k)));
-  }
-  const std::uint32_t max_word = _mm512_reduce_max_epu32(max_bits);
-  for (std::size_t k = 0; k < kCodebookWindow; k += 32)
-    _mm512_storeu_si512(q + count + k, _mm512_setzero_si512());
-  const LocalScale scale = local_scale(max_word);
-  if (!scale.usable) {
-    for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return scale.unit;
-  }
-  const __m512 pre16 = _mm512_set1_ps(scale.pre);
-  const __m512 mul16 = _mm512_set1_ps(scale.mul);
-  for (std::size_t k = 0; k < whole; k += 16) {
-    const __m512 v = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + k), pre16), mul16);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k),
-                        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v)));
-  }
-  const __m512 v =
-      _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(tail, x + whole), pre16), mul16);
-  _mm512_mask_cvtepi32_storeu_epi16(q + whole, tail, _mm512_cvtps_epi32(v));
-  return scale.unit;
-}
 
 void codebook_linear_i16_sliced(const CodebookSlicedParams& params, const std::int16_t* q,
                                 std::size_t batch, std::size_t q_stride, const double* units,

@@ -8,26 +8,14 @@
 
 namespace tac::kernels {
 
-// Rounds one sample x of `count` floats to 16 bits and returns what one unit of q stands for:
-//   m    = max |x[k]|
-//   pre  = m < 2^-64 ? 2^64 : 1
-//   mul  = 32767 / (m * pre), its low 16 bits cleared: 8 significant bits are left, so that small
-//          integers and halves of them stay exact
-//   q[k] = x[k] * pre * mul to the nearest integer, ties to even; |q| <= 32767
-//   unit = 1 / (double(pre) * mul)
-// All in float32 but the unit, from left to right. x all zero: q = 0, unit = 1. A sample with a
-// value that is not finite: q = 0, unit = NaN, which makes all outputs of the sample NaN.
-// q[count .. count + kCodebookWindow) is set to 0.
-using quantize_f32_i16_fn = double (*)(const float* x, std::size_t count, std::int16_t* q);
-
+// Inputs that a form may read behind the last one, set to 0.
 inline constexpr std::size_t kCodebookWindow = 64;
 
 // For every sample n of a batch and every output o of the range,
 //   y[n * y_stride + o] = bias[o] + float(double(sum over k of level(o, k) * q[n * q_stride + k])
 //                                         * units[n])
 // with an exact sum; |level| <= 32767 and at most 65536 inputs keep it below 2^46. units[n] has the
-// scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32, as
-// quantize_f32_i16 leaves it.
+// scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32.
 
 // What the |levels| that meet in a 32-bit sum may add up to.
 inline constexpr std::int32_t kCodebookGroupSum = 65535;

@@ -2,7 +2,6 @@
 // other backends.
 #include "kernels/backend_local.h"
 #include "kernels/codebook_i16/codebook_i16.h"
-#include "kernels/codebook_i16/scale_local.h"
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::scalar {
@@ -15,28 +14,6 @@ static inline std::size_t code_of(const std::uint8_t* row_codes, std::size_t k) 
 }
 
 }  // namespace
-
-double quantize_f32_i16(const float* x, std::size_t count, std::int16_t* q) {
-  for (std::size_t k = 0; k < kCodebookWindow; ++k) q[count + k] = 0;
-  std::uint32_t max_bits = 0;
-  for (std::size_t k = 0; k < count; ++k) {
-    std::uint32_t magnitude;
-    __builtin_memcpy(&magnitude, x + k, sizeof magnitude);
-    magnitude &= 0x7FFFFFFFU;
-    max_bits = magnitude > max_bits ? magnitude : max_bits;
-  }
-  const LocalScale scale = local_scale(max_bits);
-  if (!scale.usable) {
-    for (std::size_t k = 0; k < count; ++k) q[k] = 0;
-    return scale.unit;
-  }
-  for (std::size_t k = 0; k < count; ++k) {
-    // Adding 1.5 * 2^23 leaves the integer in the fraction, rounded as the sum is: to even.
-    const float v = x[k] * scale.pre * scale.mul;
-    q[k] = static_cast<std::int16_t>((v + 0x1.8p23F) - 0x1.8p23F);
-  }
-  return scale.unit;
-}
 
 void codebook_linear_i16(const CodebookDenseParams& params, const std::int16_t* q,
                          std::size_t batch, std::size_t q_stride, const double* units,

@@ -446,12 +446,13 @@ class BinaryConvStep final : public Step {
       scale.a = scales_.data() + first;
       scale.b = biases_.data() + first;
       if (!samples_as_pixels_) {
-        finish_tile(ctx, {sample, out_row, n_rows, first, channels}, acc, row_stride_, scale);
+        finish_tile(ctx, {sample, out_row, n_rows, first, channels}, {acc, nullptr, row_stride_},
+                    scale);
         return;
       }
       for (std::size_t i = 0; i < n_rows; ++i) {
-        finish_tile(ctx, {sample + i, 0, 1, first, channels}, acc + i * row_stride_, row_stride_,
-                    scale);
+        finish_tile(ctx, {sample + i, 0, 1, first, channels},
+                    {acc + i * row_stride_, nullptr, row_stride_}, scale);
       }
     }
   }

@@ -343,7 +343,8 @@ class CodebookIntegerStep final : public CodebookStep {
       : input_(op.input),
         output_(op.output),
         level_scale_(op.level_scale),
-        quantize_(ctx.kernels().quantize_f32_i16),
+        max_magnitude_(ctx.kernels().max_magnitude_f32),
+        round_(ctx.kernels().round_f32_i16),
         dense_kernel_(ctx.kernels().codebook_linear_i16),
         sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced),
         sparse_kernel_(ctx.kernels().codebook_sparse_i16) {
@@ -405,8 +406,9 @@ class CodebookIntegerStep final : public CodebookStep {
     auto* rest_y = reinterpret_cast<float*>(means + n_rows);
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t r = begin; r < end; ++r) {
-        const RoundedSample sample = round_sample(quantize_, x + r * in_features_, in_features_,
-                                                  q + r * q_stride_, rest + r * q_stride_);
+        const RoundedSample sample =
+            round_sample(max_magnitude_, round_, x + r * in_features_, in_features_,
+                         q + r * q_stride_, rest + r * q_stride_);
         units[r] = level_scale_ * sample.unit;
         rest_units[r] = level_scale_ * sample.rest_unit;
         means[r] = sample.mean;
@@ -523,7 +525,8 @@ class CodebookIntegerStep final : public CodebookStep {
   std::int32_t max_level_ = 0;
   kernels::CodebookDenseParams dense_params_{};
   kernels::CodebookSlicedParams sliced_params_{};
-  kernels::quantize_f32_i16_fn quantize_;
+  kernels::max_magnitude_f32_fn max_magnitude_;
+  kernels::round_f32_i16_fn round_;
   kernels::codebook_linear_i16_fn dense_kernel_;
   kernels::codebook_linear_i16_sliced_fn sliced_kernel_;
   kernels::codebook_sparse_i16_fn sparse_kernel_;

@@ -1,9 +1,9 @@
 // Float convolutions.
 #include <algorithm>
 
+#include "ir/coded_weights.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/fconv/fconv.h"
-#include "runtime/coded_weights.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 

@@ -1,8 +1,8 @@
 // Dense float fully connected layers.
 #include <algorithm>
 
+#include "ir/coded_weights.h"
 #include "kernels/flinear/flinear.h"
-#include "runtime/coded_weights.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 

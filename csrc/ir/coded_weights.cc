@@ -1,4 +1,4 @@
-#include "runtime/coded_weights.h"
+#include "ir/coded_weights.h"
 
 #include "base/code_at.h"
 
