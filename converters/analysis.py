@@ -141,12 +141,27 @@ class IntegerMac:
         return (integers.astype(np.float64) * self.scale).astype(np.float32) + self.bias
 
 
+@dataclass(frozen=True)
+class IntegerSums:
+    """A float layer on integers: its inputs are up to ``limit`` in magnitude, its sums up to ``bound``."""
+
+    limit: int
+    bound: int
+
+    def describe(self) -> str:
+        """For the report, of sums in float32."""
+        if self.bound <= MAX_EXACT_FLOAT:
+            return "integers in float32: every sum is exact"
+        times = self.bound / MAX_EXACT_FLOAT
+        return f"integers in float32: exact while sums stay below 2^24, of which the bound is {times:.1f} times as much"
+
+
 @dataclass
 class Analysis:
     graph: Graph
     integer: dict[str, IntegerMac] = field(default_factory=dict)  # by output tensor
     reasons: dict[str, str] = field(default_factory=dict)  # why a MAC output is not integer
-    integer_sums: dict[str, str] = field(default_factory=dict)  # of MAC outputs that are floats: why they are exact
+    integer_sums: dict[str, IntegerSums] = field(default_factory=dict)  # of MAC outputs that are floats
     steps: dict[str, Steps | str] = field(default_factory=dict)
     want_bits: set[str] = field(default_factory=set)
     want_float: set[str] = field(default_factory=set)

@@ -66,13 +66,19 @@ def encode_weights(weight: Array) -> CodedWeights | None:
     nonzero = weight != 0.0
     layouts: list[CodedWeights] = []
     if not nonzero.all():
-        layouts.append(CodedWeights(weight[nonzero], 0, nonzero, np.zeros(0, np.uint8)))
+        layouts.append(floats_behind_bitmap(weight))
     rows = _row_values(weight)
     if rows is not None:
         layouts += _without_zero(weight, nonzero, rows)
         layouts += _codebooks(weight, rows)
     best = min(layouts, key=lambda layout: layout.nbytes, default=None)
     return best if best is not None and best.nbytes < weight.nbytes else None
+
+
+def floats_behind_bitmap(weight: Array) -> CodedWeights:
+    """The layout without codes, for any ``weight`` [O, K] float32."""
+    nonzero = weight != 0.0
+    return CodedWeights(weight[nonzero], 0, nonzero, np.zeros(0, np.uint8))
 
 
 def _row_values(weight: Array) -> list[Array] | None:

@@ -34,6 +34,7 @@ def convert(
     fc_prune: float | None = None,
     fc_bits: int | None = None,
     fc_precision: str = "i16",
+    conv_precision: str = "f32",
     input_shapes: Mapping[str, Sequence[int | None]] | None = None,
     explain: bool = False,
     progress: Callable[[str, float], None] | None = None,
@@ -41,7 +42,7 @@ def convert(
     """Converts an ONNX model into a .tacbin file.
 
     Every weight keeps its exact value unless ``fc_prune`` or ``fc_bits`` is given, but for the rounding of
-    ``fc_precision``.
+    ``fc_precision`` and ``conv_precision``.
 
     Args:
         source: ONNX file; external data are read from its folder.
@@ -58,6 +59,11 @@ def convert(
             exact, and two to five times as fast; outputs are within about 1e-4 of the largest one, which ``verify``
             measures. "f32": float32 throughout. Layers that "i16" does not pay for or fit stay "f32"; the report
             says which and why.
+        conv_precision: sums of the convolutions that stay float, such as the first layer. "f32": float32. "i16":
+            inputs and weights are rounded to integers whose sums fit 32 bits, about 13 bits each for 150 products
+            (few-valued weights keep their values, and leave inputs up to 15), which is faster. The outputs of such a
+            layer are within a few 1e-4 of the largest one, which ``verify`` measures; signs behind it flip where it
+            is as near to 0 as that.
         input_shapes: shapes for inputs with dynamic axes, ``{"input": (None, 3, 32, 32)}``.
         explain: also fills ``report.explanations``: per layer with weights the value sets that were found and, for a
             float layer, why it is not low-bit.
@@ -69,7 +75,7 @@ def convert(
         InvalidInputError: an argument is out of range.
     """
     report_progress = progress or (lambda stage, share: None)
-    _check_options(fc_prune, fc_bits, fc_precision, input_layout)
+    _check_options(fc_prune, fc_bits, fc_precision, conv_precision, input_layout)
     if Path(source).exists() and Path(target).exists() and Path(target).samefile(source):
         raise InvalidInputError(f"{os.fspath(target)} is the ONNX model itself; name another file to write")
     check_target(target)
@@ -93,7 +99,7 @@ def convert(
         analysis.reasons |= {output: reason for output, reason in split.declined.items() if output in analysis.reasons}
     analysis.integer_sums = sums
     report_progress("lowering", 0.7)
-    emitter = lower(analysis, luts, channels_first, fc_precision)
+    emitter = lower(analysis, luts, channels_first, fc_precision, conv_precision)
     report_progress("writing", 0.9)
     emitter.writer.save(os.fspath(target))
     report = ConversionReport(os.fspath(source), os.fspath(target), emitter.rows)
@@ -118,13 +124,17 @@ def convert(
     return report
 
 
-def _check_options(fc_prune: float | None, fc_bits: int | None, fc_precision: str, input_layout: str | None) -> None:
+def _check_options(
+    fc_prune: float | None, fc_bits: int | None, fc_precision: str, conv_precision: str, input_layout: str | None
+) -> None:
     if fc_prune is not None and not 0.0 <= fc_prune < 1.0:
         raise InvalidInputError(f"fc_prune must be in [0, 1), got {fc_prune}")
     if fc_bits is not None and fc_bits not in (1, 2, 3, 4):
         raise InvalidInputError(f"fc_bits must be 1, 2, 3 or 4, got {fc_bits}")
     if fc_precision not in ("i16", "f32"):
         raise InvalidInputError(f"fc_precision must be 'i16' or 'f32', got '{fc_precision}'")
+    if conv_precision not in ("i16", "f32"):
+        raise InvalidInputError(f"conv_precision must be 'i16' or 'f32', got '{conv_precision}'")
     if input_layout not in (None, "NCHW", "NHWC"):
         raise InvalidInputError(f"input_layout must be 'NCHW' or 'NHWC', got '{input_layout}'")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from plain import Array, Plain, save_tensorflow, torch_module
@@ -78,15 +78,17 @@ class TacEngine(Contender):
     package = "tac_engine"
     module = "tac_engine"
     backend: str | None = None
+    suffix = ".tacbin"
+    options: ClassVar[dict[str, str]] = {}
 
     def build(self) -> None:
         import tac_engine
 
-        self.file = self.onnx.with_suffix(".tacbin")
+        self.file = self.onnx.with_suffix(self.suffix)
         # A new installation converts anew: the converter may have changed.
         installed = Path(metadata.distribution(self.package).locate_file("tac_engine/__init__.py")).stat().st_ctime
         if not self._is_built() or self.file.stat().st_mtime < installed:
-            tac_engine.convert(self.onnx, self.file)
+            tac_engine.convert(self.onnx, self.file, **self.options)
 
     def prepare(self, batch: int, threads: int) -> None:
         import tac_engine
@@ -104,6 +106,23 @@ class TacEngine(Contender):
 class TacEngineAvx2(TacEngine):
     name = "tac_engine avx2"
     backend = "avx2"
+
+
+class TacEngineI16(TacEngine):
+    """Float convolutions on rounded integers; what the file computes is held against the ONNX model by `verify`."""
+
+    name = "tac_engine i16"
+    check = "verify"
+    suffix = ".i16.tacbin"
+    options: ClassVar[dict[str, str]] = {"conv_precision": "i16"}
+
+    def build(self) -> None:
+        super().build()
+        from tac_engine.converters.verify import verify
+
+        report = verify(self.onnx, self.file, samples=2)
+        if not report.ok:
+            raise Unusable(str(report))
 
 
 class TakesQdq(Contender):
@@ -315,6 +334,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     for kind in (
         TacEngine,
         TacEngineAvx2,
+        TacEngineI16,
         OnnxRuntime,
         OnnxRuntimeInt8,
         OpenVino,

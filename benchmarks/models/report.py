@@ -26,6 +26,7 @@ FLOAT = "onnxruntime float32"
 COLOURS = {
     "tac_engine": "#c0392b",
     "tac_engine avx2": "#e59866",
+    "tac_engine i16": "#f0b27a",
     "onnxruntime float32": "#1f618d",
     "onnxruntime int8": "#7fb3d5",
     "openvino float32": "#1e8449",

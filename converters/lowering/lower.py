@@ -23,10 +23,16 @@ class Lowering:
     """State of one lowering. ``floats`` and ``bits`` map ONNX tensors to what holds them."""
 
     def __init__(
-        self, analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool], fc_precision: str
+        self,
+        analysis: Analysis,
+        luts: dict[str, Array],
+        channels_first: dict[str, bool],
+        fc_precision: str,
+        conv_precision: str,
     ) -> None:
         self.analysis = analysis
         self.fc_precision = fc_precision
+        self.conv_precision = conv_precision
         self.graph = analysis.graph
         self.emit = Emitter(analysis.graph)
         self.floats: dict[str, Stored] = {}
@@ -125,9 +131,15 @@ def static_dims(shape: Shape) -> tuple[int, ...]:
     return tuple(dim for dim in dims if isinstance(dim, int))
 
 
-def lower(analysis: Analysis, luts: dict[str, Array], channels_first: dict[str, bool], fc_precision: str) -> Emitter:
+def lower(
+    analysis: Analysis,
+    luts: dict[str, Array],
+    channels_first: dict[str, bool],
+    fc_precision: str,
+    conv_precision: str,
+) -> Emitter:
     """Builds the model of ``analysis``. Raises UnsupportedModelError with every offender."""
-    lowering = Lowering(analysis, luts, channels_first, fc_precision)
+    lowering = Lowering(analysis, luts, channels_first, fc_precision, conv_precision)
     lowering.run()
     lowering.emit.writer.set_metadata(lowering.emit.metadata())
     return lowering.emit

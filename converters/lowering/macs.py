@@ -1,7 +1,8 @@
-"""Convolutions and fully connected layers on floats; few-valued fully connected weights become codebooks."""
+"""Convolutions and fully connected layers on floats: in float32, in integers, and as codebooks."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from ... import _core
 from ..analysis import MacWeights, mac_weights
 from ..codebook import encode_codebook, integer_levels
-from ..coded_weights import encode_weights
+from ..coded_weights import encode_weights, floats_behind_bitmap
 from ..graph import Array, Batch, Node
+from ..integer_weights import IntegerWeights, integer_weights, whole_weights
 from ..values import weight_lattice
 from .emitter import NotLowered, Stored, feature_order
 from .integer import window_fields
@@ -18,6 +20,9 @@ from .moves import constant_tensor, per_sample
 
 if TYPE_CHECKING:
     from .lower import Lowering
+
+# Of an input: with fewer, turning it into an integer costs more than the products gain. For where nobody asked.
+_MIN_PRODUCTS = 16
 
 
 def _weights(lowering: Lowering, node: Node) -> MacWeights:
@@ -38,20 +43,88 @@ def conv(lowering: Lowering, node: Node) -> Stored:
     channels, height, width = lowering.dims(node.output)
     dims = (height, width, channels)
     fields: dict[str, Any] = {"input": stored.tensor, **window_fields(node), "groups": int(node.attrs.get("group", 1))}
-    tensor = _float_layer(lowering, node, "conv", fields, weight.reshape(channels, -1), constant.bias, dims)
+    rows = weight.reshape(channels, -1)
+    levels = _conv_levels(lowering, node, weight, depthwise=1 < fields["groups"] == stored.dims[-1] == channels)
+    if isinstance(levels, IntegerWeights):
+        tensor = _integer_conv(lowering, node, fields, rows, levels, constant.bias, dims)
+    else:
+        tensor = _float_layer(lowering, node, "conv", fields, rows, constant.bias, dims, levels)
     return Stored(tensor, dims, "nhwc")
 
 
-def _float_layer(
-    lowering: Lowering, node: Node, op: str, fields: dict[str, Any], weight: Array, bias: Array, dims: tuple[int, ...]
+def _conv_levels(lowering: Lowering, node: Node, weight: Array, *, depthwise: bool) -> IntegerWeights | str:
+    """How a convolution with ``weight`` [O, kh, kw, C / groups] runs in integers, or why not ("": nobody asked)."""
+    exact = lowering.analysis.integer_sums.get(node.output)
+    if exact is None and lowering.conv_precision == "f32":
+        return ""
+    if depthwise:
+        return "" if exact is not None else "float32 sums: a group for every channel"
+    rows = weight.reshape(len(weight), -1)
+    if exact is not None:
+        outputs, taps = len(weight) // int(node.attrs.get("group", 1)), weight.shape[1] * weight.shape[2]
+        pays = outputs * taps >= _MIN_PRODUCTS * math.prod(window_fields(node)["strides"])
+        return (whole_weights(rows, exact.limit) if pays else None) or ""
+    # A kernel row is contiguous where dilation and groups leave no gaps.
+    contiguous = int(node.attrs.get("group", 1)) == 1 and window_fields(node)["dilations"][1] == 1
+    levels = integer_weights(rows, weight.shape[2] * weight.shape[3] if contiguous else weight.shape[3])
+    return f"float32 sums: {levels}" if isinstance(levels, str) else levels
+
+
+def _integer_conv(
+    lowering: Lowering,
+    node: Node,
+    fields: dict[str, Any],
+    weight: Array,
+    levels: IntegerWeights,
+    bias: Array,
+    dims: tuple[int, ...],
 ) -> int:
-    """A conv or linear with ``weight`` [O, K] in as few bytes as its values need; the sums are those of floats."""
+    """A conv with ``weight`` [O, K] whose sums are those of integers."""
+    emit = lowering.emit
+    coded = encode_weights(weight) or floats_behind_bitmap(weight)
+    exact = node.output in lowering.analysis.integer_sums
+    fields |= {
+        **coded.fields(),
+        "bias": bias,
+        "level_scale": levels.scale,
+        "run_parts": levels.run_parts,
+        "runs_per_sum": levels.runs_per_sum,
+        "input_limit": levels.limit,
+        "input_unit": 1.0 if exact else 0.0,
+    }
+    reason = "integers: every sum is exact" if exact else lowering.analysis.reasons.get(node.output, "")
+    parts = [reason, "" if exact else levels.describe(), f"stored as {coded.describe()}" if coded.code_bits else ""]
+    arithmetic = "" if exact else "i16"
+    tensor = emit.op("integer_conv", node, fields, dims, holds=node.output, layout="nhwc", arithmetic=arithmetic)
+    width = 8 if exact else 16
+    bits = f"{coded.bits if coded.code_bits else width} x {width}"
+    before = weight.nbytes + (bias.nbytes if bias.any() else 0)
+    after = coded.nbytes + levels.scale.nbytes + bias.nbytes
+    emit.row(node, "integer_conv", "integer conv", dims, bits, before, after, "; ".join(filter(None, parts)))
+    return tensor
+
+
+def _float_layer(
+    lowering: Lowering,
+    node: Node,
+    op: str,
+    fields: dict[str, Any],
+    weight: Array,
+    bias: Array,
+    dims: tuple[int, ...],
+    declined: str = "",
+) -> int:
+    """A conv or linear with ``weight`` [O, K] in as few bytes as its values need; the sums are those of floats.
+
+    ``declined`` is why they are not those of integers, where that was asked for.
+    """
     emit = lowering.emit
     coded = encode_weights(weight)
     kind = f"float {op}"
-    note = lowering.analysis.integer_sums.get(node.output, "")
-    reason = note or lowering.analysis.reasons.get(node.output, "")
-    activation_bits = "8" if note else "32"
+    sums = lowering.analysis.integer_sums.get(node.output)
+    reason = lowering.analysis.reasons.get(node.output, "") if sums is None else sums.describe()
+    reason = "; ".join(filter(None, (reason, declined)))
+    activation_bits = "32" if sums is None else "8"
     layout = "nhwc" if op == "conv" else "plain"
     before = weight.nbytes + (bias.nbytes if bias.any() else 0)
     if coded is None:

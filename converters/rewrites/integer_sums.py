@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis import MAC_OPS, Analysis, mac_weights
+from ..analysis import MAC_OPS, Analysis, IntegerSums, mac_weights
 from ..graph import Array, Graph, Node
-from ..integers import MAX_EXACT_FLOAT, integer_limits
+from ..integers import integer_limits
 from ..passes.base import fresh_name, tensor_names
 from ..qonnx_ops import integer_range
 
@@ -18,8 +18,8 @@ _FLOAT = np.dtype(np.float32)
 _COMMUTING = frozenset({"MaxPool", "Reshape", "Transpose", "Relu"})
 
 
-def integer_sums(analysis: Analysis) -> dict[str, str]:
-    """Takes scales out of float layers in the graph; returns a note for each layer on integers, by its output.
+def integer_sums(analysis: Analysis) -> dict[str, IntegerSums]:
+    """Takes scales out of float layers in the graph; returns what is known of each layer on integers, by its output.
 
     With w = s_w[o] * n and x = s_x * q, n and q integers of up to 8 bits,
 
@@ -33,7 +33,7 @@ def integer_sums(analysis: Analysis) -> dict[str, str]:
     integers already (QLinearConv, ConvInteger) only get their note.
     """
     integers = _Integers(analysis.graph)
-    notes: dict[str, str] = {}
+    found: dict[str, IntegerSums] = {}
     nodes: list[Node] = []
     for node in analysis.graph.nodes:
         layer = None
@@ -42,12 +42,12 @@ def integer_sums(analysis: Analysis) -> dict[str, str]:
         if layer is None:
             nodes.append(node)
             continue
-        new, sums, note = layer
+        new, output, sums = layer
         nodes += new
-        notes[sums] = note
+        found[output] = sums
     if len(nodes) > len(analysis.graph.nodes):
         analysis.graph.replace_nodes(nodes)
-    return notes
+    return found
 
 
 class _Integers:
@@ -59,8 +59,8 @@ class _Integers:
         self._made: dict[str, str] = {}
         self._nodes: list[Node] = []
 
-    def layer(self, node: Node) -> tuple[list[Node], str, str] | None:
-        """(the nodes in place of ``node``, the tensor of the sums among them, a note); None if it stays as it is."""
+    def layer(self, node: Node) -> tuple[list[Node], str, IntegerSums] | None:
+        """(the nodes in place of ``node``, the tensor of the sums among them, theirs); None if it stays as it is."""
         graph = self._graph
         constant = mac_weights(graph, node)
         if isinstance(constant, str):
@@ -71,13 +71,9 @@ class _Integers:
             return None
         (scale, top), (row_scales, levels) = found, rows
         bound = int(np.abs(levels).reshape(len(levels), -1).sum(axis=1).max()) * top
-        note = "integers in float32: " + (
-            "every sum is exact"
-            if bound <= MAX_EXACT_FLOAT
-            else f"exact while sums stay below 2^24, of which the bound is {bound / MAX_EXACT_FLOAT:.1f} times as much"
-        )
+        known = IntegerSums(top, bound)
         if scale == 1.0 and np.all(row_scales == 1.0):
-            return [node], node.output, note
+            return [node], node.output, known
         self._nodes = []
         activation = constant.activation if scale == 1.0 else self._make(constant.activation)
         sums = fresh_name(self._used, f"{node.output}__sums")
@@ -99,7 +95,7 @@ class _Integers:
             output = node.output if op == steps[-1][0] else fresh_name(self._used, f"{node.output}__scaled")
             self._add(Node(op, f"{node.name}/{op.lower()}", [tensor, operand], [output]), node.output)
             tensor = output
-        return self._nodes, sums, note
+        return self._nodes, sums, known
 
     def _add(self, node: Node, like: str) -> str:
         self._nodes.append(node)

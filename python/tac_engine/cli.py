@@ -160,6 +160,14 @@ def build_parser() -> argparse.ArgumentParser:
         "does not gain or fit keeps float32), or float32",
     )
     convert.add_argument(
+        "--conv-precision",
+        choices=("i16", "f32"),
+        default="f32",
+        help="sums of convolutions that stay float, such as the first layer: float32 (default), or inputs and weights "
+        "rounded to integers, which is faster; a layer is then within a few 1e-4 of its largest output, and signs "
+        "behind it flip where it is as near to 0",
+    )
+    convert.add_argument(
         "--input-shape",
         type=named_shape,
         action="append",
@@ -374,6 +382,7 @@ def _convert(args: argparse.Namespace) -> int:
             fc_prune=args.fc_prune,
             fc_bits=args.fc_bits,
             fc_precision=args.fc_precision,
+            conv_precision=args.conv_precision,
             input_shapes=dict(args.input_shape) if args.input_shape else None,
             explain=args.explain,
             progress=progress,
@@ -418,7 +427,7 @@ def _float_bytes(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) ->
         outputs = tensors[fields["output"]]["dims"][-1]
         inputs = tensors[fields["input"]]["dims"][-1] // fields["groups"]
         return 4 * int(outputs * inputs * math.prod(fields["kernel"]))
-    if op["kind"] == "coded_conv":
+    if op["kind"] in ("coded_conv", "integer_conv"):
         outputs = tensors[fields["output"]]["dims"][-1]
         inputs = tensors[fields["input"]]["dims"][-1] // fields["groups"]
         return 4 * int(outputs * inputs * math.prod(fields["kernel"])) + int(fields["bias"]["bytes"])
@@ -438,6 +447,9 @@ def _bits(op: Mapping[str, Any], tensors: Sequence[Mapping[str, Any]]) -> str:
         return f"{op['fields']['code_bits']} x {16 if op['fields']['levels']['bytes'] else 32}"
     if op["kind"] in ("coded_conv", "coded_linear"):
         return f"{op['fields']['code_bits'] or 32} x 32"
+    if op["kind"] == "integer_conv":
+        width = 8 if op["fields"]["input_unit"] else 16
+        return f"{op['fields']['code_bits'] or width} x {width}"
     return ""
 
 

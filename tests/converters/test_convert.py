@@ -648,7 +648,7 @@ def test_pruned_codebooks_keep_the_accuracy_that_their_arithmetic_promises(
     assert result.ok
     assert [layer.arithmetic for layer in result.layers] == [precision]
     assert 0.0 < result.layers[0].error == result.layers[0].max_rel_diff <= tolerance
-    assert ("codebook layers on 16-bit integers: 1, largest error" in str(result)) == (precision == "i16")
+    assert ("layers on rounded integers: 1, largest error" in str(result)) == (precision == "i16")
 
 
 @pytest.mark.parametrize("kind", ["lognormal", "one large", "large where all weights are zero", "few"])

@@ -47,7 +47,7 @@ def test_sums_are_those_of_integers(how: str, bias: bool, tmp_path: Path) -> Non
     output = net.conv(quantized(net, "x", how), weight, shift)
     x = net.rng.normal(size=(3, 24, 6, 6)).astype(np.float32)
     rows, results = run(net, output, tmp_path, x)
-    assert [(row.kind, row.bits) for row in rows] == [("float conv", "8 x 8")]
+    assert [(row.kind, row.bits) for row in rows] == [("integer conv", "8 x 8")]
     assert "every sum is exact" in rows[0].reason
     windows = np.lib.stride_tricks.sliding_window_view(codes(x), (3, 3), axis=(2, 3))
     sums = np.einsum("nchwyx,ocyx->nohw", windows, levels)

@@ -193,7 +193,7 @@ def test_convert_passes_every_option_on(
 
     monkeypatch.setattr(tac_engine, "convert", convert)
     options = "--mean 0.5 0.4 0.3 --std 1 --scale 1/255 --input-layout NCHW --json"
-    options += " --fc-prune 0.75 --fc-bits 4 --fc-precision f32 --explain"
+    options += " --fc-prune 0.75 --fc-bits 4 --fc-precision f32 --conv-precision i16 --explain"
     assert run("convert", "net.onnx", *options.split(), "--input-shape", "x:N,3,32,32") == 0
     assert json.loads(capsys.readouterr().out) == {"file_bytes": 1}
     assert seen == {
@@ -206,6 +206,7 @@ def test_convert_passes_every_option_on(
         "fc_prune": 0.75,
         "fc_bits": 4,
         "fc_precision": "f32",
+        "conv_precision": "i16",
         "input_shapes": {"x": (None, 3, 32, 32)},
         "explain": True,
         "progress": None,
