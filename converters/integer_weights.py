@@ -61,12 +61,10 @@ def integer_weights(weight: Array, piece: int) -> IntegerWeights | str:
         levels = np.abs(lattice.levels).reshape(wide.shape)
         limit = min(MAX_LEVEL, MAX_SUM // max(1, int(levels.sum(axis=1).max())))
         scale = lattice.scale.astype(np.float32)
-        best = IntegerWeights(scale, limit, _error(wide, scale), 1, wide.shape[1])
-        return (
-            best
-            if _expected(limit, best.error) <= _MAX_ERROR
-            else f"sums of {wide.shape[1]} products leave inputs too few bits"
-        )
+        error = _error(wide, scale)
+        if limit == 0 or _expected(limit, error) > _MAX_ERROR:
+            return f"sums of {wide.shape[1]} products leave inputs too few bits"
+        return IntegerWeights(scale, limit, error, 1, wide.shape[1])
     for products in (wide.shape[1], *(size for size in _PARTS if size < wide.shape[1])):
         run_parts = -(-piece // products)
         run = -(-piece // (2 * run_parts)) * 2

@@ -149,7 +149,7 @@ class VerifyReport:
                 verdict += f", {output.judged_rel_diff:.3g} of the largest output with the flips taken over; without"
             lines.append(
                 f"  output '{output.name}': {verdict}, max abs diff {output.max_abs_diff:.3g}, "
-                f"relative to the largest output {output.max_rel_diff:.3g} (tolerance {self.tolerance:g})"
+                f"relative to the largest output {output.max_rel_diff:.3g} (tolerance {self.tolerance:.3g})"
             )
             if output.top1_agree is not None and output.top1_total:
                 share = output.top1_agree / output.top1_total
