@@ -14,7 +14,7 @@ from .analysis import analyse, mac_weights
 from .codebook import MAX_CODES, compress
 from .explain import explain as explain_layers
 from .graph import Array, Graph
-from .lowering import lower
+from .lowering import Lowering, lower
 from .onnx_file import check_target
 from .onnx_import import import_model
 from .report import ConversionReport
@@ -99,7 +99,7 @@ def convert(
         analysis.reasons |= {output: reason for output, reason in split.declined.items() if output in analysis.reasons}
     analysis.integer_sums = sums
     report_progress("lowering", 0.7)
-    emitter = lower(analysis, luts, channels_first, fc_precision, conv_precision)
+    emitter = lower(Lowering(analysis, luts, channels_first, fc_precision, conv_precision))
     report_progress("writing", 0.9)
     emitter.writer.save(os.fspath(target))
     report = ConversionReport(os.fspath(source), os.fspath(target), emitter.rows)

@@ -21,6 +21,7 @@
 #include "kernels/dispatch.h"
 #include "reference/float_reference.h"
 #include "reference/integer_conv.h"
+#include "runtime/conv_items.h"
 #include "runtime/layout.h"
 
 namespace tac {
@@ -179,12 +180,6 @@ class Bench {
     return {};
   }
 
-  // As the executor cuts the work (runtime/ops/conv.cc).
-  static constexpr std::size_t kPixelsPerItem = 64, kBlocksPerItem = 4;
-  static std::size_t rows_per_item(const reference::WindowShape& s) {
-    return ceil_div(s.out_h(), ceil_div(s.out_h() * s.out_w(), kPixelsPerItem));
-  }
-
   void conv(const std::string& label, const reference::WindowShape& s, std::size_t outputs) {
     float_conv(label, s, outputs);
     integer_conv(label, s, outputs);
@@ -222,12 +217,12 @@ class Bench {
                                      .weights = packed.data(),
                                      .bias = bias.data()};
     std::vector<float> y(s.out_h() * s.out_w() * outputs);
-    const std::size_t n_rows = rows_per_item(s);
+    const std::size_t n_rows = conv_rows_per_item(s.out_h(), s.out_w());
     const auto call = [&] {
-      for (std::size_t block = 0; block < n_blocks; block += kBlocksPerItem) {
+      for (std::size_t block = 0; block < n_blocks; block += kConvBlocksPerItem) {
         for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
           selection_.kernels.conv_f32(params, x.data(), oy, std::min(oy + n_rows, s.out_h()), block,
-                                      std::min(block + kBlocksPerItem, n_blocks),
+                                      std::min(block + kConvBlocksPerItem, n_blocks),
                                       y.data() + oy * s.out_w() * outputs, outputs);
         }
       }
@@ -293,12 +288,12 @@ class Bench {
                                       .weights = weights.data()};
     const std::size_t y_stride = n_blocks * 16;
     std::vector<float> y(s.out_h() * s.out_w() * y_stride);
-    const std::size_t n_rows = rows_per_item(s);
+    const std::size_t n_rows = conv_rows_per_item(s.out_h(), s.out_w());
     const auto call = [&] {
-      for (std::size_t block = 0; block < n_blocks; block += kBlocksPerItem) {
+      for (std::size_t block = 0; block < n_blocks; block += kConvBlocksPerItem) {
         for (std::size_t oy = 0; oy < s.out_h(); oy += n_rows) {
           selection_.kernels.conv_i16(params, map.data(), oy, std::min(oy + n_rows, s.out_h()),
-                                      block, std::min(block + kBlocksPerItem, n_blocks),
+                                      block, std::min(block + kConvBlocksPerItem, n_blocks),
                                       y.data() + oy * s.out_w() * y_stride + block * 16, y_stride);
         }
       }

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .lower import lower
+from .lower import Lowering, lower
 
-__all__ = ["lower"]
+__all__ = ["Lowering", "lower"]

@@ -131,15 +131,8 @@ def static_dims(shape: Shape) -> tuple[int, ...]:
     return tuple(dim for dim in dims if isinstance(dim, int))
 
 
-def lower(
-    analysis: Analysis,
-    luts: dict[str, Array],
-    channels_first: dict[str, bool],
-    fc_precision: str,
-    conv_precision: str,
-) -> Emitter:
-    """Builds the model of ``analysis``. Raises UnsupportedModelError with every offender."""
-    lowering = Lowering(analysis, luts, channels_first, fc_precision, conv_precision)
+def lower(lowering: Lowering) -> Emitter:
+    """Builds the model. Raises UnsupportedModelError with every offender."""
     lowering.run()
     lowering.emit.writer.set_metadata(lowering.emit.metadata())
     return lowering.emit

@@ -4,6 +4,7 @@
 #include "ir/coded_weights.h"
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/fconv/fconv.h"
+#include "runtime/conv_items.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
 
@@ -14,11 +15,6 @@ namespace {
 using kernels::ConvParams;
 using kernels::kConvBlock;
 
-// Cut of the work, the same for any number of threads.
-constexpr std::size_t kBlocksPerItem = 4;
-// About as many, in whole rows: kernels tile pixels of several rows together.
-constexpr std::size_t kPixelsPerItem = 64;
-
 class ConvStep final : public Step {
  public:
   ConvStep(const Conv& op, const PrepareContext& ctx)
@@ -27,7 +23,7 @@ class ConvStep final : public Step {
         in_(map_of(ctx.tensor(op.input))),
         out_(map_of(ctx.tensor(op.output))),
         groups_(static_cast<std::size_t>(op.groups)),
-        rows_per_item_(ceil_div(out_.h, ceil_div(out_.h * out_.w, kPixelsPerItem))),
+        rows_per_item_(conv_rows_per_item(out_.h, out_.w)),
         kernel_(ctx.kernels().conv_f32) {
     const WindowSizes w = window_sizes(op.window);
     const std::size_t group_in = in_.c / groups_, group_out = out_.c / groups_;
@@ -59,7 +55,8 @@ class ConvStep final : public Step {
   void run(const RunContext& ctx) const noexcept override {
     const float* x = ctx.read<float>(input_);
     float* y = ctx.write<float>(output_);
-    const std::size_t chunks = ceil_div(n_blocks_, kBlocksPerItem), group_out = out_.c / groups_;
+    const std::size_t chunks = ceil_div(n_blocks_, kConvBlocksPerItem),
+                      group_out = out_.c / groups_;
     const std::size_t row_items = ceil_div(out_.h, rows_per_item_);
     const std::size_t items = ctx.n_samples * chunks * row_items;
     ctx.pool->parallel_for(items, [&](std::size_t begin, std::size_t end, std::size_t) {
@@ -67,8 +64,8 @@ class ConvStep final : public Step {
         const std::size_t sample = i / (chunks * row_items);
         const std::size_t oy = i % row_items * rows_per_item_;
         const std::size_t oy_end = std::min(oy + rows_per_item_, out_.h);
-        const std::size_t block = i / row_items % chunks * kBlocksPerItem;
-        const std::size_t block_end = std::min(block + kBlocksPerItem, n_blocks_);
+        const std::size_t block = i / row_items % chunks * kConvBlocksPerItem;
+        const std::size_t block_end = std::min(block + kConvBlocksPerItem, n_blocks_);
         for (std::size_t g = 0; g < groups_; ++g) {
           kernel_(params_[g], x + sample * in_.h * in_.w * in_.c + g * params_[g].in_channels, oy,
                   oy_end, block, block_end,

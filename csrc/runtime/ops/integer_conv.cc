@@ -5,6 +5,7 @@
 #include "ir/coded_weights.h"
 #include "ir/integer_runs.h"
 #include "kernels/iconv/iconv.h"
+#include "runtime/conv_items.h"
 #include "runtime/layout.h"
 #include "runtime/rounding.h"
 #include "runtime/step.h"
@@ -16,10 +17,7 @@ namespace {
 using kernels::IconvParams;
 using kernels::kIconvBlock;
 
-// Cut of the work, the same for any number of threads.
-constexpr std::size_t kBlocksPerItem = 4;
-constexpr std::size_t kPixelsPerItem = 64;
-// Of longer rows, of which an item is one.
+// Of a row longer than this an item is a part.
 constexpr std::size_t kMaxColumnsPerItem = 256;
 constexpr std::size_t kValuesPerItem = 8192;
 
@@ -53,7 +51,7 @@ class IntegerConvStep final : public Step {
                          run_offsets_.size(), runs_.size / 2, runs_per_sum, run_offsets_.data(),
                          weights_.data() + g * group_weights});
     }
-    rows_per_item_ = ceil_div(out_.h, ceil_div(out_.h * out_.w, kPixelsPerItem));
+    rows_per_item_ = conv_rows_per_item(out_.h, out_.w);
     columns_per_item_ = std::min(out_.w, kMaxColumnsPerItem);
     padded_rows_per_item_ = std::max<std::size_t>(1, kValuesPerItem / padded_row_);
     // The last run of a piece may reach farther than its values.
@@ -65,7 +63,7 @@ class IntegerConvStep final : public Step {
     sample_scratch_bytes = map_stride_ * sizeof(std::int16_t) + scale_stride_ * sizeof(float) +
                            max_stride_ * sizeof(std::uint32_t);
     // Whole blocks run over the last channel of a group.
-    sum_stride_ = groups_ == 1 ? std::min(n_blocks_, kBlocksPerItem) * kIconvBlock
+    sum_stride_ = groups_ == 1 ? std::min(n_blocks_, kConvBlocksPerItem) * kIconvBlock
                                : round_up(out_.c, kIconvBlock) + kIconvBlock;
     thread_scratch_bytes = rows_per_item_ * columns_per_item_ * sum_stride_ * sizeof(float);
     lead(Leads::kFromRegisters, op.output, ctx);
@@ -78,7 +76,7 @@ class IntegerConvStep final : public Step {
     const Scratch scratch = scratch_of(ctx);
     if (fixed_unit_ == 0.0F) find_maxima(ctx, scratch);
     round_maps(ctx, scratch);
-    const std::size_t chunks = groups_ == 1 ? ceil_div(n_blocks_, kBlocksPerItem) : 1;
+    const std::size_t chunks = groups_ == 1 ? ceil_div(n_blocks_, kConvBlocksPerItem) : 1;
     const std::size_t row_items = ceil_div(out_.h, rows_per_item_),
                       column_items = ceil_div(out_.w, columns_per_item_);
     const std::size_t items = row_items * column_items;  // innermost: a chunk's weights stay cached
@@ -101,8 +99,8 @@ class IntegerConvStep final : public Step {
                 sums + group * group_out_, sum_stride_);
         };
         if (groups_ == 1) {
-          const std::size_t block = i / items % chunks * kBlocksPerItem;
-          const std::size_t block_end = std::min(block + kBlocksPerItem, n_blocks_);
+          const std::size_t block = i / items % chunks * kConvBlocksPerItem;
+          const std::size_t block_end = std::min(block + kConvBlocksPerItem, n_blocks_);
           convolve(0, block, block_end);
           tile.channel = block * kIconvBlock;
           tile.n_channels = std::min(out_.c, block_end * kIconvBlock) - tile.channel;
