@@ -39,7 +39,10 @@ static inline void tile(const IconvParams& p, const std::int16_t* x, const std::
           const __m512i xv =
               _mm512_set1_epi32(*reinterpret_cast<const Pair*>(xr + i * p.pixel_step));
 #pragma GCC unroll 4
-          for (int b = 0; b < B; ++b) sums[i][b] = _mm512_dpwssd_epi32(sums[i][b], wv[b], xv);
+          for (int b = 0; b < B; ++b) {
+            sums[i][b] = _mm512_dpwssd_epi32(sums[i][b], wv[b], xv);
+            asm("" : "+v"(sums[i][b]));  // GCC 12 would move most sums through the stack
+          }
         }
         w += kIconvBlock * 2;
         xr += 2;
