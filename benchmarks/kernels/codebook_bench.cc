@@ -240,7 +240,7 @@ class Bench {
         if (kind == Inputs::kRelu) v = std::max(v, 0.0F);
         if (kind == Inputs::kSigns) v = std::copysign(1.0F, v);
       }
-      for (const std::size_t batch : {1, 8, 16, 64}) {
+      for (const std::size_t batch : {1, 8, 16, 32, 64}) {
         const std::vector<reference::Sum> expected = reference::linear(
             batch, inputs, kCheckedOutputs, checked_weights, bias,
             std::vector<float>(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(batch * inputs)));
@@ -253,7 +253,7 @@ class Bench {
           const double us_per_image = 1e3 / static_cast<double>(batch);
           if (&layer == &dense) dense_us[batch] = t.median_ms * us_per_image;
           measurements_.push_back(
-              {name, arithmetic, layer.step().kernel, inputs, outputs, batch, zeros,
+              {name, arithmetic, layer.step().kernel_for(batch), inputs, outputs, batch, zeros,
                kInputNames[static_cast<std::size_t>(kind)], static_cast<double>(weights.nonzeros),
                t.median_ms * us_per_image, t.best_ms * us_per_image, t.spread,
                static_cast<double>(layer.step().param_bytes_for(batch)), dense_us[batch]});

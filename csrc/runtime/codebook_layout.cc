@@ -266,6 +266,10 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
       sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows),
       [&](std::uint32_t a, std::uint32_t b) { return weights.size(a) > weights.size(b); });
 
+  sliced.lanes.resize(rows);
+  for (std::size_t i = 0; i < rows; ++i)
+    sliced.lanes[sliced.rows[i]] = static_cast<std::uint32_t>(i);
+
   const std::size_t about = std::min(max_entries, coded + coded / 6);
   Groups groups{Growing<std::uint16_t>(about / 2), Growing<std::uint8_t>(about / per_lane * 2), {}};
   std::array<Lane, kCodebookTile> lanes;
@@ -287,8 +291,29 @@ std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t 
   return sliced;
 }
 
-std::size_t sparse_bytes(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                         const std::bitset<16>& zeros) {
+void read_sliced_row(const SlicedCodebook& sliced, std::size_t row,
+                     std::span<const std::int16_t> levels, std::uint8_t* codes) {
+  const std::size_t tile = sliced.lanes[row] / kCodebookTile;
+  const std::size_t lane = sliced.lanes[row] % kCodebookTile;
+  const std::size_t half = sliced.group_steps / 2;
+  for (std::size_t group = sliced.tiles[tile]; group < sliced.tiles[tile + 1]; ++group) {
+    const std::uint16_t* words = sliced.words.data() + group * half * kStep;
+    const std::uint8_t* more = sliced.codes.data() + group * kStep;
+    std::uint8_t* from = codes + sliced.starts[group];
+    for (std::size_t e = 2 * lane; e < 2 * lane + 2; ++e) {
+      for (std::size_t step = 0; step < sliced.group_steps; ++step) {
+        const unsigned code =
+            step < half ? words[step * kStep + e] >> 12U : more[e] >> 4U * (step - half) & 15U;
+        if (levels[code] == 0) continue;
+        from[words[step / 2 * kStep + e] >> 6U * (step % 2) & 63U] =
+            static_cast<std::uint8_t>(code);
+      }
+    }
+  }
+}
+
+std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                           const std::bitset<16>& zeros) {
   std::size_t n_entries = 0;
   for (std::size_t r = 0; r < rows; ++r) {
     const auto kept = [&](std::uint8_t code) { return !zeros[code]; };
@@ -296,8 +321,7 @@ std::size_t sparse_bytes(const CodebookRows& weights, std::size_t rows, std::siz
                      ? weights.size(r)
                      : static_cast<std::size_t>(std::ranges::count_if(weights.codes(r), kept));
   }
-  if (n_entries > max_groups(rows, columns) * kSparseTile * kSparseGroup) return 0;
-  return n_entries * 5 / 2;
+  return n_entries > max_groups(rows, columns) * kSparseTile * kSparseGroup ? 0 : n_entries;
 }
 
 std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,

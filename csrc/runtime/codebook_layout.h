@@ -50,9 +50,11 @@ struct SlicedCodebook {
   AlignedBuffer<std::uint8_t> codes;
   std::vector<std::uint16_t> starts;
   std::vector<std::uint32_t> tiles, rows;
+  std::vector<std::uint32_t> lanes;  // where an output is in `rows`
 
   std::size_t bytes() const noexcept {
-    return words.bytes() + codes.bytes() + 2 * starts.size() + 4 * (tiles.size() + rows.size());
+    return words.bytes() + codes.bytes() + 2 * starts.size() +
+           4 * (tiles.size() + rows.size() + lanes.size());
   }
 };
 
@@ -63,6 +65,10 @@ inline constexpr std::size_t kMaxSlicedShare = 9;
 std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels);
+
+// Writes the codes of a row to codes [columns] where their level is not 0.
+void read_sliced_row(const SlicedCodebook& sliced, std::size_t row,
+                     std::span<const std::int16_t> levels, std::uint8_t* codes);
 
 // codebook_sparse_* (kernels/codebook_sparse/codebook_sparse.h).
 struct SparseCodebook {
@@ -88,10 +94,10 @@ using ReadCodes =
 inline constexpr std::size_t kMaxSparseShare = 9;
 std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros);
-// About how many bytes they will have, from the number of weights; 0 where that alone says that
+// About how many entries they will have, from the number of weights; 0 where that alone says that
 // there will be nothing.
-std::size_t sparse_bytes(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                         const std::bitset<16>& zeros);
+std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::size_t columns,
+                           const std::bitset<16>& zeros);
 
 // codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
 struct DenseCodebook {

@@ -109,6 +109,29 @@ TEST(SliceCodebook, HoldsEveryWeightOnce) {
   }
 }
 
+TEST(SliceCodebook, RowsAreReadBackButForWeightsWithoutALevel) {
+  std::mt19937 engine(5);
+  for (const unsigned zeros_in_16 : {6U, 12U, 15U}) {
+    Layer layer(37, 300, [&](auto, auto) {
+      return engine() % 16 < zeros_in_16 ? 15 : static_cast<int>(engine() % 15);
+    });
+    const auto sliced = layer.slice();
+    ASSERT_TRUE(sliced);
+    std::vector<std::int16_t> levels(layer.levels.begin(), layer.levels.end());
+    levels.resize(16);
+    std::vector<std::uint8_t> row(layer.columns);
+    for (std::size_t r = 0; r < layer.rows; ++r) {
+      std::ranges::fill(row, kNoCode);
+      read_sliced_row(*sliced, r, levels, row.data());
+      for (std::size_t k = 0; k < layer.columns; ++k) {
+        const int code = layer.codes[r * layer.columns + k];
+        ASSERT_EQ(row[k], levels[static_cast<std::size_t>(code)] == 0 ? kNoCode : code)
+            << "row " << r << ", column " << k;
+      }
+    }
+  }
+}
+
 TEST(SliceCodebook, TakesNoSpaceForZeros) {
   Layer layer(100, 300, [](auto, auto) { return 15; });
   const auto sliced = layer.slice();
@@ -339,9 +362,9 @@ TEST(SparseCodebook, RefusesLayersThatItCannotHoldSmall) {
   Layer full(64, 512, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
   EXPECT_FALSE(sparse_of(full));
   CodebookRows weights(full.op, full.rows, full.columns);
-  EXPECT_EQ(sparse_bytes(weights, full.rows, full.columns, {}), 0U);
-  EXPECT_EQ(sparse_bytes(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)),
-            64U * 512 / 2 * 5 / 2);
+  EXPECT_EQ(sparse_entries(weights, full.rows, full.columns, {}), 0U);
+  EXPECT_EQ(sparse_entries(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)),
+            64U * 512 / 2);
   // One output of a tile of four.
   Layer alone(1, 4096, [](auto, std::size_t k) { return k % 4 == 0 ? 1 : 15; });
   EXPECT_FALSE(sparse_of(alone));

@@ -22,96 +22,10 @@
 #include "kernels/kernel_table.h"
 
 namespace tac::kernels::avx2 {
+
+#include "kernels/codebook_sparse/lists.inc"
+
 namespace {
-
-template <class T>
-alignas(32) constexpr T kZeros[kSparseChunk] = {};
-
-// out[k][stride] of 8 values of 8 rows.
-static inline void turn(const float* const* rows, std::size_t k, float* out, std::size_t stride) {
-  __m256 r[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(rows[i] + k);
-  __m256 t[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-    r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
-    r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-    r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const auto row = static_cast<std::size_t>(i);
-    _mm256_store_ps(out + row * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
-    _mm256_store_ps(out + (row + 4) * stride, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
-  }
-}
-
-// kSpread: values 0..3 of the row at 0, the others at 8.
-template <bool kSpread>
-static inline void turn(const std::int16_t* const* rows, std::size_t k, std::int16_t* out,
-                        std::size_t stride) {
-  const auto store = [](std::int16_t* to, __m128i row) __attribute__((always_inline)) {
-    if constexpr (kSpread) {
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to),
-                         _mm256_permute4x64_epi64(_mm256_castsi128_si256(row), 0x50));
-    } else {
-      _mm_store_si128(reinterpret_cast<__m128i*>(to), row);
-    }
-  };
-  __m128i r[8];
-  __m128i t[8];
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + k));
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
-    t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[2 * i] = _mm_unpacklo_epi16(t[i], t[i + 4]);
-    r[2 * i + 1] = _mm_unpackhi_epi16(t[i], t[i + 4]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    auto* to = out + static_cast<std::size_t>(2 * i) * stride;
-    store(to, _mm_unpacklo_epi16(r[i], r[i + 4]));
-    store(to + stride, _mm_unpackhi_epi16(r[i], r[i + 4]));
-  }
-}
-
-// out[k][kSamples] of inputs [0, n) of the samples, 0 for those that are not there, and a row of 0
-// at kSparseChunk. 8 samples of 16 bits are spread.
-template <std::size_t kSamples, class T>
-static void turn_chunk(const T* x, std::size_t batch, std::size_t stride, std::size_t n, T* out) {
-  constexpr bool kSpread = kSamples == 8;
-  constexpr std::size_t kStride = kSpread ? 16 : kSamples;
-  const T* rows[kSamples];
-  for (std::size_t i = 0; i < kSamples; ++i) rows[i] = i < batch ? x + i * stride : kZeros<T>;
-  for (std::size_t eight = 0; eight < kSamples; eight += 8) {
-    std::size_t k = 0;
-    for (; k + 8 <= n; k += 8) {
-      T* to = out + k * kStride + eight;
-      if constexpr (sizeof(T) == 2) {
-        turn<kSpread>(rows + eight, k, to, kStride);
-      } else {
-        turn(rows + eight, k, to, kStride);
-      }
-    }
-    for (; k < n; ++k) {
-      for (std::size_t i = 0; i < 8; ++i)
-        out[k * kStride + eight + (kSpread ? i / 4 * 8 + i % 4 : i)] = rows[eight + i][k];
-    }
-  }
-  for (std::size_t i = 0; i < kStride; ++i) out[kSparseChunk * kStride + i] = 0;
-}
 
 // kRows outputs of a piece from `row` on; sums [kRows][8 * kVectors].
 template <std::size_t kRows, std::size_t kVectors>
@@ -256,13 +170,7 @@ void codebook_sparse_f32(const CodebookSparseParams& params, const float* table,
   const bool wide = batch > 16;
   const auto sum = wide ? float_sums<32> : float_sums<16>;
   sum(params, table, x, batch, x_stride, tile_begin, tile_end, xs, sums);
-  const std::size_t n_samples = wide ? 32 : 16;
-  const std::size_t first = tile_begin * kSparseTile;
-  const std::size_t end = local_min(tile_end * kSparseTile, params.out_features);
-  for (std::size_t n = 0; n < batch; ++n) {
-    for (std::size_t o = first; o < end; ++o)
-      y[n * y_stride + o] = params.bias[o] + sums[(o - first) * n_samples + n];
-  }
+  write_floats(params, sums, wide ? 32 : 16, batch, tile_begin, tile_end, y, y_stride);
 }
 
 void codebook_sparse_i16(const CodebookSparseParams& params, const std::uint32_t* pairs,
@@ -278,21 +186,11 @@ void codebook_sparse_i16(const CodebookSparseParams& params, const std::uint32_t
                    : n_samples == 16 ? (small ? integer_sums<true, 16> : integer_sums<false, 16>)
                                      : (small ? integer_sums<true, 8> : integer_sums<false, 8>);
   sum(params, pairs, q, batch, q_stride, tile_begin, tile_end, xs, sums);
-  const std::size_t of_row = 2 * n_samples;
-  const std::size_t first = tile_begin * kSparseTile;
-  const std::size_t end = local_min(tile_end * kSparseTile, params.out_features);
-  for (std::size_t n = 0; n < batch; ++n) {
-    const std::size_t at =
-        n_samples == 8 ? n : n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
-    for (std::size_t o = first; o < end; ++o) {
-      const auto low = static_cast<std::uint32_t>(sums[(o - first) * of_row + at]);
-      const std::int32_t high = sums[(o - first) * of_row + at + 8];
-      const std::uint32_t rest = low - (static_cast<std::uint32_t>(high) << 16U);
-      const std::int64_t total = std::int64_t{high} * 65536 + rest;
-      y[n * y_stride + o] =
-          params.bias[o] + static_cast<float>(static_cast<double>(total) * units[n]);
-    }
-  }
+  const auto place = [&](std::size_t n) {
+    return n_samples == 8 ? n : n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
+  };
+  write_integers(params, sums, 2 * n_samples, 8, place, units, batch, tile_begin, tile_end, y,
+                 y_stride);
 }
 
 }  // namespace tac::kernels::avx2

@@ -30,10 +30,28 @@ constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
-// A call over lists takes the time of 16 or of 32 samples, in integers also of 8. From how many on
-// that is less than the dense forms take:
-constexpr std::size_t kSparseBatch = 16;
-constexpr std::size_t kMinSparseBatch = 7, kMinSparseBatchOfIntegers = 6;
+// What a call over lists costs, in samples of the layer's other form: for up to 16 samples and for
+// 32 (AVX2 has a form for 8 in integers, which takes little less than 16). From the figures of
+// docs/performance.md, where a quarter of the weights is not zero.
+constexpr std::size_t kNarrow = 16;
+struct ListCosts {
+  double narrow, wide;
+};
+constexpr ListCosts kCostsOfFloats{6.5, 13}, kCostsOfFloatsAvx512{12, 16};
+constexpr ListCosts kCostsOfIntegers{5.5, 11};
+// The sliced form takes as little for zeros as lists do, the others do not.
+constexpr ListCosts kCostsBesideSliced{18, 25};
+ListCosts scaled(const ListCosts& costs, std::size_t n_entries, std::size_t n_weights) noexcept {
+  const double share = static_cast<double>(n_entries) / static_cast<double>(n_weights);
+  const double scale = (share + 0.02) / 0.27;
+  return {costs.narrow * scale, costs.wide * scale};
+}
+// Of the lists, about what a tile of a batch reads: the engine makes them as large as kNarrow for
+// it, so nothing where lists want more.
+std::size_t bytes_of_tile(const ListCosts& costs, std::size_t n_entries) noexcept {
+  return costs.narrow < kNarrow ? n_entries * 5 / 2 : 0;
+}
+
 // Of an item that goes over lists, at most and at least: turning the inputs around is worth it for
 // many outputs, and every thread wants an item. The least is a block of the dense form.
 constexpr std::size_t kMaxSparseTiles = 128;
@@ -43,11 +61,11 @@ constexpr std::size_t kMinSparseTiles = kernels::kCodebookBlock / kernels::kSpar
 class SparseLists {
  public:
   // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
-  // n_values or more. Fewer than min_batch samples do not go over lists.
-  SparseLists(std::size_t min_batch, std::size_t in_features, std::size_t out_features,
+  // n_values or more.
+  SparseLists(const ListCosts& costs, std::size_t in_features, std::size_t out_features,
               const std::bitset<kTableSize>& zeros, std::size_t n_values, const float* bias,
               std::string kernel)
-      : min_batch_(min_batch),
+      : costs_(costs),
         zeros_(zeros | std::bitset<kTableSize>().set() << n_values),
         kernel_(std::move(kernel)) {
     params_.in_features = in_features;
@@ -114,11 +132,14 @@ class SparseLists {
   }
   // The samples at the front that go over lists; none only where fewer do not either.
   std::size_t rows_over_lists(std::size_t n_rows) const noexcept {
-    const std::size_t left = n_rows % kSparseBatch;
-    return left < min_batch_ ? n_rows - left : n_rows;
+    const std::size_t left = n_rows % kernels::kSparseSamples, narrow = std::min(left, kNarrow);
+    const double without = static_cast<double>(left);
+    const double with_narrow = costs_.narrow + static_cast<double>(left - narrow);
+    if (costs_.wide < std::min(without, with_narrow)) return n_rows;
+    return n_rows - left + (with_narrow < without ? narrow : 0);
   }
 
-  std::size_t min_batch_;
+  ListCosts costs_;
   std::bitset<kTableSize> zeros_;
   std::string kernel_;
   mutable std::once_flag made_;
@@ -130,6 +151,10 @@ bool is_finite(const float* x, std::size_t count) noexcept {
   bool finite = true;
   for (std::size_t k = 0; k < count; ++k) finite &= std::fabs(x[k]) <= FLT_MAX;
   return finite;
+}
+
+bool serves(std::string_view backend, KernelId kernel, const PrepareContext& ctx) noexcept {
+  return ctx.selection.kernel_backend[static_cast<std::size_t>(kernel)] == backend;
 }
 
 // How many nibbles of a dword one input takes in a block of n_outputs.
@@ -193,10 +218,15 @@ class CodebookLinearStep final : public CodebookStep {
     kernel = ctx.kernel_label(KernelId::codebook_linear_f32);
     macs = rows * in_features * out_features;
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
-    if (finite) batch_bytes = sparse_bytes(weights, out_features, in_features, zeros);
-    if (batch_bytes != 0) {
-      sparse_.emplace(kMinSparseBatch, in_features, out_features, zeros, values.size(),
-                      bias_.data(), ctx.kernel_label(KernelId::codebook_sparse_f32));
+    const std::size_t n_entries =
+        finite ? sparse_entries(weights, out_features, in_features, zeros) : 0;
+    if (n_entries != 0) {
+      const bool avx512 = serves("avx512", KernelId::codebook_sparse_f32, ctx);
+      const ListCosts costs = scaled(avx512 ? kCostsOfFloatsAvx512 : kCostsOfFloats, n_entries,
+                                     in_features * out_features);
+      sparse_.emplace(costs, in_features, out_features, zeros, values.size(), bias_.data(),
+                      ctx.kernel_label(KernelId::codebook_sparse_f32));
+      batch_bytes = bytes_of_tile(costs, n_entries);
       sample_scratch_bytes = rows;
       thread_scratch_bytes = sparse_->thread_scratch_bytes();
     }
@@ -359,9 +389,8 @@ class CodebookIntegerStep final : public CodebookStep {
       levels_[i] = levels_[kTableSize + i] = static_cast<std::int16_t>(levels[i]);
     bias_ = expand(op.bias, out_features_);
     // The sliced form is for the backend whose registers look inputs up; scalar's is an oracle.
-    const auto sliced_id = static_cast<std::size_t>(KernelId::codebook_linear_i16_sliced);
     std::optional<SlicedCodebook> sliced;
-    if (ctx.selection.kernel_backend[sliced_id] != "scalar")
+    if (!serves("scalar", KernelId::codebook_linear_i16_sliced, ctx))
       sliced = slice_codebook(weights, out_features_, in_features, levels);
     if (sliced) {
       sliced_ = std::move(*sliced);
@@ -369,6 +398,7 @@ class CodebookIntegerStep final : public CodebookStep {
                         sliced_.codes.data(), sliced_.starts.data(), sliced_.tiles.data(),
                         sliced_.rows.data(),  levels_.data(),        bias_.data()};
       n_items_ = sliced_.rows.size() / kernels::kCodebookTile;
+      make_lists(weights, levels, ctx);
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
     } else {
       // A free code stands for zero, whose level the table is filled with.
@@ -377,7 +407,7 @@ class CodebookIntegerStep final : public CodebookStep {
                        dense_.codes.data(), levels_.data(),
                        dense_.runs.data(),  bias_.data()};
       n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
-      make_lists(weights, levels, ctx.kernel_label(KernelId::codebook_sparse_i16));
+      make_lists(weights, levels, ctx);
       kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
     }
     macs = rows * in_features * out_features_;
@@ -456,21 +486,29 @@ class CodebookIntegerStep final : public CodebookStep {
   static constexpr std::size_t kRowsOfDenseItem = 16;
 
   void read_codes(std::size_t first, std::size_t n, std::uint8_t* codes) const noexcept override {
-    const std::size_t k_padded = dense_params_.k_padded;
+    const std::size_t stride = round_up(in_features_, kReadAlign);
     for (std::size_t r = 0; r < n; ++r) {
-      read_dense_row(dense_.codes.data() + (first + r) * k_padded / 2, k_padded,
-                     codes + r * k_padded);
+      if (dense_params_.codes != nullptr) {
+        read_dense_row(dense_.codes.data() + (first + r) * stride / 2, stride, codes + r * stride);
+      } else {
+        std::fill_n(codes + r * stride, stride, kNoCode);
+        read_sliced_row(sliced_, first + r, {levels_.data(), kTableSize}, codes + r * stride);
+      }
     }
   }
 
   void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels,
-                  std::string kernel_of_lists) {
+                  const PrepareContext& ctx) {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
-    batch_bytes = sparse_bytes(weights, out_features_, in_features_, zeros);
-    if (batch_bytes == 0) return;
-    sparse_.emplace(kMinSparseBatchOfIntegers, in_features_, out_features_, zeros, levels.size(),
-                    bias_.data(), std::move(kernel_of_lists));
+    const std::size_t n_entries = sparse_entries(weights, out_features_, in_features_, zeros);
+    if (n_entries == 0) return;
+    const ListCosts costs = dense_params_.codes == nullptr
+                                ? kCostsBesideSliced
+                                : scaled(kCostsOfIntegers, n_entries, out_features_ * in_features_);
+    batch_bytes = bytes_of_tile(costs, n_entries);
+    sparse_.emplace(costs, in_features_, out_features_, zeros, levels.size(), bias_.data(),
+                    ctx.kernel_label(KernelId::codebook_sparse_i16));
     pairs_ = AlignedBuffer<std::uint32_t>(kTableSize * kTableSize);
     for (std::size_t i = 0; i < pairs_.size(); ++i) {
       const auto low = static_cast<std::uint16_t>(levels_[i % kTableSize]);

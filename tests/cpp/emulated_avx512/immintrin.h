@@ -111,6 +111,9 @@ static inline __m512i cvtepu8_epi16(__m256i v) {
   return join(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(v)),
               _mm256_cvtepu8_epi16(_mm256_extracti128_si256(v, 1)));
 }
+static inline __m512i madd_epi16(__m512i a, __m512i b) {
+  return join(_mm256_madd_epi16(half(a, 0), half(b, 0)), _mm256_madd_epi16(half(a, 1), half(b, 1)));
+}
 static inline __m512i sra_epi32(__m512i v, __m128i count) {
   return join(_mm256_sra_epi32(half(v, 0), count), _mm256_sra_epi32(half(v, 1), count));
 }
@@ -173,6 +176,7 @@ static inline __mmask32 kunpackw(__mmask32 high, __mmask32 low) {
 #define _mm512_cvtepi32_ps tac::emulated::cvtepi32_ps
 #define _mm512_cvtepi32_epi16 tac::emulated::cvtepi32_epi16
 #define _mm512_cvtepu8_epi16 tac::emulated::cvtepu8_epi16
+#define _mm512_madd_epi16 tac::emulated::madd_epi16
 #define _mm512_sra_epi32 tac::emulated::sra_epi32
 #define _mm512_reduce_add_ps tac::emulated::reduce_add_ps
 #define _mm512_reduce_max_ps tac::emulated::reduce_max_ps
