@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,8 @@ class Emitter:
         self.rows.append(LayerReport(node.name or node.output, kind, op, bits, shape, before, after, reason))
 
     def metadata(self) -> str:
-        noted = {"source": self.graph.source, "layers": self.layers, "fused": self.fused}
+        # Not where it lay: files of the same network are the same, and tell nobody's folders.
+        noted = {"source": Path(self.graph.source).name, "layers": self.layers, "fused": self.fused}
         return json.dumps(noted, separators=(",", ":"))
 
     # Layouts ----------------------------------------------------------------------------------------------------------

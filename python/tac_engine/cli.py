@@ -299,7 +299,10 @@ def _add_train(train: argparse.ArgumentParser) -> None:
         "--prune-rates", type=number, nargs="*", default=recipe.PRUNE_RATES, help="shares of zeros, round by round"
     )
     train.add_argument(
-        "--centroids", type=positive, default=15, help="codebook values beside zero, 1 to 16 (default 15)"
+        "--centroids",
+        type=positive,
+        default=15,
+        help="codebook values beside zero, 1 to 16; with 16 weights take 5 bits (default 15)",
     )
     train.add_argument("--optimizer", choices=recipe.OPTIMIZERS, default="adam", help="(default adam)")
     train.add_argument("--lr", type=number, help="peak learning rate of step 1 (default adam 0.002, sgd 0.1)")

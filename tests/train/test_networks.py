@@ -119,6 +119,7 @@ def test_an_untrained_network_is_compressed_and_timed(tmp_path: Path, capsys: py
     assert printed.count("codebook linear") == 3
     assert printed.count("75% zeros") == 3
     assert "top-1 agrees in 4 of 4" in printed
+    assert "file to first answer" in printed
     assert tac_engine.load(tmp_path / "model.tacbin").outputs[0].shape[1:] == (20,)
 
 

@@ -61,8 +61,13 @@ def test_seeds_share_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(float(row[6]) > 0 for row in cells)
 
 
+def test_a_run_is_not_counted_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([write_run(tmp_path / "a", 90.0), write_run(tmp_path / "b", 91.0), "--seconds", "0.01"]) == 2
+    assert "are one run twice" in capsys.readouterr().err
+
+
 def test_runs_that_are_not_finished_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "no model_card.json of a finished run" in capsys.readouterr().err
+    assert "no model_card.json, so no finished run" in capsys.readouterr().err
     (tmp_path / "model_card.json").write_text('{"recipe": {"arch": "vgg9a"}}')
     assert main([str(tmp_path)]) == 2

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..bench import bench
 from ..cli import EXIT_ERROR, number
-from ..errors import FormatError, TacError
+from ..errors import FormatError, InvalidInputError, TacError
 from .recipe import Recipe
 
 CARD, TACBIN = "model_card.json", "model.tacbin"
@@ -44,19 +44,30 @@ def read_card(folder: Path) -> dict[str, Any]:
         card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
         Recipe.from_json(card["recipe"])
         return card
+    except FileNotFoundError:
+        raise FormatError(f"{folder}: no {CARD}, so no finished run") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{folder}: no {CARD} of a finished run: {error}") from error
 
 
 def runs_table(folders: Sequence[Path], *, seconds: float = 1.0) -> str:
-    """Return the table of the runs in `folders`, in the order given; `seconds` is the time to measure each row."""
+    """Return the table of the runs in `folders`, in the order given; `seconds` is the time to measure each row.
+
+    Raises:
+        FormatError: one of them holds no finished run.
+        InvalidInputError: two of them are of one recipe, data and seed.
+    """
     groups: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         card = read_card(folder)
         # A card of before an option was there is one with its default.
         recipe = {**Recipe.from_json(card["recipe"]).to_json(), "seed": None}
         key = json.dumps([card["data"]["sha256"], recipe], sort_keys=True)
-        groups.setdefault(key, []).append((folder, card))
+        group = groups.setdefault(key, [])
+        for other, its_card in group:
+            if its_card["recipe"]["seed"] == card["recipe"]["seed"]:
+                raise InvalidInputError(f"{other} and {folder} are one run twice: the same recipe, data and seed")
+        group.append((folder, card))
     rows = []
     for runs in groups.values():
         folder, card = runs[0]

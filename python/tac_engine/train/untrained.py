@@ -6,6 +6,7 @@ What a network takes, in bytes and milliseconds, before anybody has trained it, 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ import torch
 
 import tac_engine
 
-from ..bench import bench
 from ..cli import EXIT_DIFFERS, EXIT_ERROR, number, positive
 from ..converters.verify import verify
 from ..errors import TacError
@@ -69,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(tac_engine.convert(source, target), "\n")
         verification = verify(source, target, samples=4)
         print(verification, "\n")
-        print(bench(target, seconds=args.seconds))
-    except (TacError, ImportError, OSError) as error:
+        # In a process of its own, whose memory is the engine's.
+        command = [sys.executable, "-m", "tac_engine", "bench", str(target), "--seconds", str(args.seconds)]
+        print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
+    except (TacError, ImportError, OSError, subprocess.CalledProcessError) as error:
         print(f"tac-engine: error: {error}", file=sys.stderr)
         return EXIT_ERROR
     return 0 if verification.ok else EXIT_DIFFERS
