@@ -172,8 +172,23 @@ def test_killed_run_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> 
     models = [load_checkpoint(out / "checkpoint.pt")["model"] for out in (killed, whole)]
     assert models[0].keys() == models[1].keys()
     assert all(torch.equal(value, models[1][name]) for name, value in models[0].items())
-    # The .tacbin names the file it came from.
-    assert (killed / "model.onnx").read_bytes() == (whole / "model.onnx").read_bytes()
+    for name in ("model.onnx", "model.tacbin"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are locked there alone")
+def test_two_runs_do_not_share_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    holder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        assert main(arguments(folder, tmp_path)) == 2
+        assert f"{tmp_path}: another run is at work there" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+    finally:
+        os.close(holder)
+    assert main(arguments(folder, tmp_path, "--stop-after", "0")) == 3
 
 
 def test_stop_after_says_so_by_its_status(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
