@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build needs from the system and does not have: a C++20 compiler, Python with venv and headers,
 # GoogleTest; with the argument "emulators" also the cross compiler, the emulators and the emulated intrinsics of
-# `make test-emulated`, with "clang" the compiler whose view of the sources clang-tidy needs.
+# `make test-emulated`, with "clang" the compiler whose view of the sources clang-tidy needs, with what fuzzing links.
 # Debian and Ubuntu. Where apt-get is missing, names the packages and stops.
 set -euo pipefail
 
@@ -53,7 +53,12 @@ if [[ ${1:-} == emulators ]]; then
 fi
 
 if [[ ${1:-} == clang ]]; then
-  command -v clang++ >/dev/null || need clang
+  if ! command -v clang++ >/dev/null; then
+    need clang
+  elif ! CXX=clang++ can_compile -fsanitize=address,fuzzer <<<'#include <cstddef>
+extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, std::size_t) { return 0; }'; then
+    need libclang-rt-dev  # Debian's clang only recommends the runtime of its sanitizers
+  fi
 fi
 
 ((${#missing[@]})) || exit 0
@@ -73,3 +78,5 @@ fi
 echo "installing: ${missing[*]}"
 "${as_root[@]}" apt-get update -q
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+# Only a clang that is there tells whether it lacks something.
+[[ " ${missing[*]} " != *" clang "* ]] || exec bash "$0" clang
