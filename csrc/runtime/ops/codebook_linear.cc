@@ -31,7 +31,8 @@ constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
 
 // What a call over lists costs, in samples of the layer's other form: for up to 16 samples and for
-// 32 (AVX2 has a form for 8 in integers, which takes little less than 16). From the figures of
+// 32 (AVX2 has a form for 8 in integers, which takes little less than 16); less than 32, or there
+// are no lists. From the figures of
 // docs/performance.md, where a quarter of the weights is not zero.
 constexpr std::size_t kNarrow = 16;
 struct ListCosts {
@@ -220,10 +221,10 @@ class CodebookLinearStep final : public CodebookStep {
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     const std::size_t n_entries =
         finite ? sparse_entries(weights, out_features, in_features, zeros) : 0;
-    if (n_entries != 0) {
-      const bool avx512 = serves("avx512", KernelId::codebook_sparse_f32, ctx);
-      const ListCosts costs = scaled(avx512 ? kCostsOfFloatsAvx512 : kCostsOfFloats, n_entries,
-                                     in_features * out_features);
+    const bool avx512 = serves("avx512", KernelId::codebook_sparse_f32, ctx);
+    const ListCosts costs = scaled(avx512 ? kCostsOfFloatsAvx512 : kCostsOfFloats, n_entries,
+                                   in_features * out_features);
+    if (n_entries != 0 && costs.wide < kernels::kSparseSamples) {
       sparse_.emplace(costs, in_features, out_features, zeros, values.size(), bias_.data(),
                       ctx.kernel_label(KernelId::codebook_sparse_f32));
       batch_bytes = bytes_of_tile(costs, n_entries);
