@@ -1,6 +1,7 @@
 #include "runtime/codebook_layout.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,8 @@ namespace tac {
 
 namespace {
 
+using kernels::kCodebookBytesGroup;
+using kernels::kCodebookBytesWindow;
 using kernels::kCodebookTile;
 using kernels::kCodebookWindow;
 using kernels::kSparseChunk;
@@ -24,6 +27,7 @@ using kernels::kSparseTile;
 
 // Entries of a step.
 constexpr std::size_t kStep = 2 * kCodebookTile;
+constexpr auto kGroupSum = static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
 
 // One code a byte.
 std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
@@ -46,58 +50,53 @@ std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
   return codes;
 }
 
-// Two words of a row of `n`, the second 0 behind its end: loops over the bits of a word end half as
-// often at a branch that cannot be foreseen.
-std::uint64_t two_words(const std::uint32_t* words, std::size_t i, std::size_t n) noexcept {
-  return words[i] | (i + 1 < n ? std::uint64_t{words[i + 1]} << 32U : 0);
-}
+using Magnitudes = std::array<std::uint32_t, 16>;  // of the levels
 
 // The weights of one lane of a tile, and how far they are scheduled.
 struct Lane {
-  std::vector<std::uint32_t> items;  // column, and from bit 22 on the code
-  std::vector<std::uint32_t> sums;   // of the |levels| before each
-  std::size_t next = 0, size = 0;
+  static constexpr std::uint32_t kNone = std::uint32_t{1} << 24U;  // behind the last weight
+  std::vector<std::uint32_t> items;                                // column << 4 | code
+  const std::uint32_t* next = nullptr;
 
-  void fill(const CodebookRows::Row& row, const std::array<std::int32_t, 16>& magnitudes,
-            std::size_t padding) {
-    items.resize(row.codes.size() + padding);
-    sums.resize(row.codes.size() + padding + 1);
-    next = size = 0;
-    std::uint32_t sum = 0;
-    for (std::size_t i = 0; i < row.codes.size(); ++i) {
-      const std::uint8_t code = row.codes[i];
-      // Overwritten by the next one where the level is 0.
-      items[size] = row.positions[i] | std::uint32_t{code} << 22U;
-      sums[size] = sum;
-      sum += static_cast<std::uint32_t>(magnitudes[code]);
-      size += magnitudes[code] != 0;
+  // Row `rows`: one without weights. take() may take up to n_taken.
+  void fill(const CodebookRows& weights, std::size_t row, std::size_t rows,
+            const Magnitudes& magnitudes, std::size_t n_taken) {
+    items.resize((row < rows ? weights.size(row) : 0) + n_taken + 1);
+    std::uint32_t* item = items.data();
+    if (row < rows) {
+      weights.for_each(row, [&](std::size_t column, std::uint8_t code) {
+        // Overwritten by the next one where the level is 0.
+        *item = static_cast<std::uint32_t>(column << 4U | code);
+        item += magnitudes[code] != 0;
+      });
     }
-    // What follows the last one never fits.
-    sums[size] = sum;
-    std::fill_n(sums.begin() + static_cast<std::ptrdiff_t>(size) + 1, padding, UINT32_MAX);
+    std::fill_n(item, n_taken + 1, kNone);
+    next = items.data();
   }
-  std::uint32_t position() const noexcept { return items[next] & 0xFFFFU; }
+  // kNone >> 4 behind the last one.
+  std::uint32_t position() const noexcept { return *next >> 4U; }
 
-  // Writes the next weights that fit a group of G steps into the entries of this lane, and `fill`
-  // into the others. Free of branches: what does not fit is counted, not found.
-  template <std::size_t G>
-  void take(std::uint32_t start, std::uint32_t fill, std::uint16_t* entries) noexcept {
-    const std::uint32_t* item = items.data() + next;
-    const std::uint32_t* sum = sums.data() + next;
-    const std::uint32_t limit = sum[0] + static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
-    std::array<std::uint32_t, 2 * G> fits;
+  // Calls put(i, position in the window << 4 | code) for the next N weights that fit, put(i, fill)
+  // for the others: of `window` inputs from `start` on, with |levels| that add up to `room` or
+  // less. What those taken add up to. Free of branches: what does not fit is counted, not found.
+  template <std::size_t N, class Put>
+  std::uint32_t take(std::uint32_t start, std::uint32_t window, const Magnitudes& magnitudes,
+                     std::uint32_t room, std::uint32_t fill, const Put& put) noexcept {
+    const std::uint32_t* item = next;
+    std::uint32_t sum = 0, taken = 0, n_fits = 0;
 #pragma GCC unroll 8
-    for (std::size_t i = 0; i < 2 * G; ++i) {
-      fits[i] = static_cast<std::uint32_t>((item[i] & 0xFFFFU) - start < kCodebookWindow) &
-                static_cast<std::uint32_t>(sum[i + 1] <= limit);
+    for (std::size_t i = 0; i < N; ++i) {
+      const std::uint32_t entry = item[i] - (start << 4U);
+      const std::uint32_t magnitude = magnitudes[item[i] & 15U];
+      sum += magnitude;
+      const std::uint32_t fits = static_cast<std::uint32_t>(entry < window << 4U) &
+                                 static_cast<std::uint32_t>(sum <= room);
+      put(i, fill ^ ((entry ^ fill) & (0U - fits)));
+      taken += magnitude & (0U - fits);
+      n_fits += fits;
     }
-#pragma GCC unroll 8
-    for (std::size_t i = 0; i < 2 * G; ++i) {
-      const std::uint32_t entry = ((item[i] & 0xFFFFU) - start) | item[i] >> 16U;
-      entries[i / 2 * kStep + i % 2] =
-          static_cast<std::uint16_t>(fill ^ ((entry ^ fill) & (0U - fits[i])));
-      next += fits[i];
-    }
+    next = item + n_fits;
+    return taken;
   }
 };
 
@@ -149,24 +148,23 @@ struct Growing {
   }
 };
 
-// The groups made so far.
-struct Groups {
+// Entries of groups made so far.
+struct GroupEntries {
   Growing<std::uint16_t> words;
   Growing<std::uint8_t> codes;
-  std::vector<std::uint16_t> starts;
 };
 
-// entries [G][kStep], position | code << 6 each, to the kernel's packed form.
+// entries [G][kStep], position << 4 | code each, to the kernel's packed form.
 template <std::size_t G>
 void pack_group(const std::uint16_t* entries, std::uint16_t* words, std::uint8_t* codes) noexcept {
   const auto code = [&](std::size_t step, std::size_t e) {
-    return static_cast<unsigned>(entries[step * kStep + e]) >> 6U;
+    return entries[step * kStep + e] & 15U;
   };
   for (std::size_t i = 0; i < G / 2; ++i) {
     const std::uint16_t* pair = entries + 2 * i * kStep;
     for (std::size_t e = 0; e < kStep; ++e) {
-      words[i * kStep + e] = static_cast<std::uint16_t>(
-          (pair[e] & 63U) | (pair[kStep + e] & 63U) << 6U | code(i, e) << 12U);
+      const unsigned first = pair[e] >> 4U, second = pair[kStep + e] >> 4U;
+      words[i * kStep + e] = static_cast<std::uint16_t>(first | second << 6U | code(i, e) << 12U);
     }
   }
   for (std::size_t e = 0; e < kStep; ++e) {
@@ -174,22 +172,116 @@ void pack_group(const std::uint16_t* entries, std::uint16_t* words, std::uint8_t
   }
 }
 
-// Whether the tile fitted.
+using Lanes = std::array<Lane, kCodebookTile>;
+
+constexpr std::uint32_t kNoPosition = Lane::kNone >> 4U;
+// That where nothing is left.
+std::uint32_t first_position(const Lanes& lanes) noexcept {
+  std::uint32_t first = kNoPosition;
+  for (const Lane& lane : lanes) first = std::min(first, lane.position());
+  return first;
+}
+
+// What the sliced forms of a layer begin with.
+struct SlicePlan {
+  std::uint32_t fill_code;  // of entries that no weight takes
+  std::size_t max_entries, n_coded;
+  Magnitudes magnitudes;
+};
+
+// Nothing where a form will have too many entries or all codes have a level.
+std::optional<SlicePlan> plan_slices(const CodebookRows& weights, std::size_t rows,
+                                     std::size_t columns, std::span<const std::int32_t> levels) {
+  SlicePlan plan{0, rows * columns / 16 * kMaxSlicedShare + 512 * kStep, 0, {}};
+  while (plan.fill_code < levels.size() && levels[plan.fill_code] != 0) ++plan.fill_code;
+  for (std::size_t r = 0; r < rows; ++r) plan.n_coded += weights.size(r);
+  if (plan.n_coded > plan.max_entries || plan.fill_code > 15) return std::nullopt;
+  for (std::size_t i = 0; i < levels.size(); ++i)
+    plan.magnitudes[i] = static_cast<std::uint32_t>(std::abs(levels[i]));
+  return plan;
+}
+
+// Appends the groups of a tile. Whether they fitted.
 template <std::size_t G>
-bool slice_tile(std::array<Lane, kCodebookTile>& lanes, std::size_t max_entries,
-                std::uint32_t fill_code, Groups& groups) {
+bool slice_tile(Lanes& lanes, const SlicePlan& plan, std::vector<std::uint16_t>& starts,
+                GroupEntries& to) {
   std::array<std::uint16_t, G * kStep> entries;
   for (;;) {
-    std::uint32_t start = UINT32_MAX;
-    for (const Lane& lane : lanes)
-      if (lane.next < lane.size) start = std::min(start, lane.position());
-    if (start == UINT32_MAX) return true;
-    if ((groups.starts.size() + 1) * entries.size() > max_entries) return false;
-    for (std::size_t l = 0; l < kCodebookTile; ++l)
-      lanes[l].take<G>(start, fill_code << 6U, entries.data() + 2 * l);
-    groups.starts.push_back(static_cast<std::uint16_t>(start));
-    pack_group<G>(entries.data(), groups.words.append(G / 2 * kStep), groups.codes.append(kStep));
+    const std::uint32_t start = first_position(lanes);
+    if (start == kNoPosition) return true;
+    if ((starts.size() + 1) * entries.size() > plan.max_entries) return false;
+    for (std::size_t l = 0; l < kCodebookTile; ++l) {
+      lanes[l].take<2 * G>(start, kCodebookWindow, plan.magnitudes, kGroupSum, plan.fill_code,
+                           [&](std::size_t i, std::uint32_t entry) {
+                             entries[i / 2 * kStep + 2 * l + i % 2] =
+                                 static_cast<std::uint16_t>(entry);
+                           });
+    }
+    starts.push_back(static_cast<std::uint16_t>(start));
+    pack_group<G>(entries.data(), to.words.append(G / 2 * kStep), to.codes.append(kStep));
   }
+}
+
+// Appends the steps of a tile. Whether they fitted. There are at most 8 groups for each 16 inputs:
+// a step that starts there sees all weights of them that are left, and the first one of a group
+// takes two of each lane.
+bool slice_tile_to_bytes(Lanes& lanes, const SlicePlan& plan, std::vector<std::uint16_t>& starts,
+                         Growing<std::uint8_t>& to) {
+  std::uint32_t start = first_position(lanes);
+  while (start != kNoPosition) {
+    if ((starts.size() + kCodebookBytesGroup) * kStep > plan.max_entries) return false;
+    std::uint8_t* entries = to.append(kCodebookBytesGroup * kStep);
+    std::array<std::uint32_t, kCodebookTile> room;  // that a group has left
+    room.fill(kGroupSum);
+    for (std::size_t step = 0; step < kCodebookBytesGroup; ++step, entries += kStep) {
+      // The second one may have nothing left to take.
+      const std::uint32_t first = start == kNoPosition ? 0 : start;
+      starts.push_back(static_cast<std::uint16_t>(first));
+      start = kNoPosition;
+      for (std::size_t l = 0; l < kCodebookTile; ++l) {
+        room[l] -= lanes[l].take<2>(first, kCodebookBytesWindow, plan.magnitudes, room[l],
+                                    plan.fill_code, [&](std::size_t i, std::uint32_t entry) {
+                                      entries[2 * l + i] = static_cast<std::uint8_t>(entry);
+                                    });
+        start = std::min(start, lanes[l].position());
+      }
+    }
+  }
+  return true;
+}
+
+// Deals rows to the lanes of tiles, those of about the same length to one, and calls slice(lanes)
+// for each tile, which appends to to.starts, n_entries for each start, and says whether they
+// fitted. False: one did not fit, or those to come cannot.
+template <class Slice>
+bool slice_tiles(const CodebookRows& weights, std::size_t rows, const SlicePlan& plan,
+                 std::size_t n_entries, CodebookTiles& to, const Slice& slice) {
+  to.rows.resize(round_up(rows, kCodebookTile), static_cast<std::uint32_t>(rows));
+  const auto end = to.rows.begin() + static_cast<std::ptrdiff_t>(rows);
+  std::iota(to.rows.begin(), end, 0U);
+  std::stable_sort(to.rows.begin(), end, [&](std::uint32_t a, std::uint32_t b) {
+    return weights.size(a) > weights.size(b);
+  });
+
+  Lanes lanes;
+  std::size_t n_left = plan.n_coded;
+  to.tiles.push_back(0);
+  for (std::size_t tile = 0; tile < to.rows.size(); tile += kCodebookTile) {
+    for (std::size_t l = 0; l < kCodebookTile; ++l) {
+      const std::size_t row = to.rows[tile + l];
+      lanes[l].fill(weights, row, rows, plan.magnitudes, n_entries / kCodebookTile);
+      if (row < rows) n_left -= weights.size(row);
+    }
+    if (!slice(lanes) || to.starts.size() * n_entries + n_left > plan.max_entries) return false;
+    to.tiles.push_back(static_cast<std::uint32_t>(to.starts.size()));
+  }
+  return true;
+}
+
+// Without a branch: which entries only fill up cannot be foreseen.
+void put_code(unsigned code, std::span<const std::int16_t> levels, std::uint8_t& to) noexcept {
+  const auto kept = static_cast<std::uint8_t>(levels[code] == 0 ? 0xFF : 0);
+  to = static_cast<std::uint8_t>((to & kept) | (code & ~unsigned{kept}));
 }
 
 // The |levels| of the 8 lanes of each 64 inputs of a row.
@@ -204,8 +296,7 @@ std::uint8_t longest_run(std::span<const LaneSums> sums, std::uint32_t max_level
       of_128 = std::max(of_128, sums[i][l] + sums[i + 1][l]);
     }
   }
-  constexpr auto kLimit = static_cast<std::uint32_t>(kernels::kCodebookGroupSum);
-  return of_128 <= kLimit ? 8 : of_64 <= kLimit ? 4 : 4 * max_level <= kLimit ? 2 : 1;
+  return of_128 <= kGroupSum ? 8 : of_64 <= kGroupSum ? 4 : 4 * max_level <= kGroupSum ? 2 : 1;
 }
 
 }  // namespace
@@ -214,11 +305,9 @@ CodebookRows::CodebookRows(const CodebookLinear& op, std::size_t rows, std::size
     : columns_(columns),
       bitmap_(op.bitmap.view()),
       codes_(unpack(op.codes.view(), static_cast<std::size_t>(op.code_bits))),
-      begins_(rows + 1),
-      positions_(columns) {
+      begins_(rows + 1) {
   if (bitmap_.empty()) {
     for (std::size_t r = 0; r <= rows; ++r) begins_[r] = r * columns;
-    std::iota(positions_.begin(), positions_.end(), 0U);
     return;
   }
   const std::size_t words = ceil_div(columns, kWordBits);
@@ -228,86 +317,70 @@ CodebookRows::CodebookRows(const CodebookLinear& op, std::size_t rows, std::size
   }
 }
 
-CodebookRows::Row CodebookRows::row(std::size_t index) {
-  if (!bitmap_.empty()) {
-    const std::size_t words = ceil_div(columns_, kWordBits);
-    std::uint32_t* out = positions_.data();
-    for (std::size_t w = 0; w < words; w += 2) {
-      const auto first = static_cast<std::uint32_t>(w * kWordBits);
-      std::uint64_t word = two_words(bitmap_.data() + index * words, w, words);
-      for (; word != 0; word &= word - 1)
-        *out++ = first + static_cast<std::uint32_t>(std::countr_zero(word));
-    }
-  }
-  return {codes(index), std::span(positions_).first(size(index))};
-}
-
-std::optional<SlicedCodebook> slice_codebook(CodebookRows& weights, std::size_t rows,
+std::optional<SlicedCodebook> slice_codebook(const CodebookRows& weights, std::size_t rows,
                                              std::size_t columns,
                                              std::span<const std::int32_t> levels) {
-  // A code for entries that no weight takes.
-  std::size_t fill_code = 0;
-  while (fill_code < levels.size() && levels[fill_code] != 0) ++fill_code;
-  const std::size_t max_entries = rows * columns / 16 * kMaxSlicedShare + 512 * kStep;
-  std::size_t coded = 0;
-  for (std::size_t r = 0; r < rows; ++r) coded += weights.size(r);
-  if (coded > max_entries || fill_code > 15) return std::nullopt;
-
+  const std::optional<SlicePlan> plan = plan_slices(weights, rows, columns, levels);
+  if (!plan) return std::nullopt;
   SlicedCodebook sliced;
   // Sparser layers have fewer weights in a window; 4 steps take 8 of them.
-  sliced.group_steps = coded * 7 >= rows * columns ? 4 : 2;
+  sliced.group_steps = plan->n_coded * 7 >= rows * columns ? 4 : 2;
   const std::size_t per_lane = 2 * sliced.group_steps;
-  std::array<std::int32_t, 16> magnitudes{};
-  for (std::size_t i = 0; i < levels.size(); ++i) magnitudes[i] = std::abs(levels[i]);
-  // Rows of about the same length share a tile.
-  sliced.rows.resize(round_up(rows, kCodebookTile), static_cast<std::uint32_t>(rows));
-  std::iota(sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows), 0U);
-  std::stable_sort(
-      sliced.rows.begin(), sliced.rows.begin() + static_cast<std::ptrdiff_t>(rows),
-      [&](std::uint32_t a, std::uint32_t b) { return weights.size(a) > weights.size(b); });
-
-  sliced.lanes.resize(rows);
-  for (std::size_t i = 0; i < rows; ++i)
-    sliced.lanes[sliced.rows[i]] = static_cast<std::uint32_t>(i);
-
-  const std::size_t about = std::min(max_entries, coded + coded / 6);
-  Groups groups{Growing<std::uint16_t>(about / 2), Growing<std::uint8_t>(about / per_lane * 2), {}};
-  std::array<Lane, kCodebookTile> lanes;
-  sliced.tiles.push_back(0);
-  for (std::size_t tile = 0; tile < sliced.rows.size(); tile += kCodebookTile) {
-    for (std::size_t l = 0; l < kCodebookTile; ++l) {
-      const std::uint32_t r = sliced.rows[tile + l];
-      lanes[l].fill(r < rows ? weights.row(r) : CodebookRows::Row{}, magnitudes, per_lane);
-    }
-    const auto fill = static_cast<std::uint32_t>(fill_code);
-    const bool fits = sliced.group_steps == 4 ? slice_tile<4>(lanes, max_entries, fill, groups)
-                                              : slice_tile<2>(lanes, max_entries, fill, groups);
-    if (!fits) return std::nullopt;
-    sliced.tiles.push_back(static_cast<std::uint32_t>(groups.starts.size()));
-  }
-  sliced.words = std::move(groups.words.buffer);
-  sliced.codes = std::move(groups.codes.buffer);
-  sliced.starts = std::move(groups.starts);
+  const std::size_t about = std::min(plan->max_entries, plan->n_coded + plan->n_coded / 6);
+  GroupEntries entries{Growing<std::uint16_t>(about / 2),
+                       Growing<std::uint8_t>(about / per_lane * 2)};
+  const auto slice = sliced.group_steps == 4 ? slice_tile<4> : slice_tile<2>;
+  const bool fits =
+      slice_tiles(weights, rows, *plan, sliced.group_steps * kStep, sliced,
+                  [&](Lanes& lanes) { return slice(lanes, *plan, sliced.starts, entries); });
+  if (!fits) return std::nullopt;
+  sliced.words = std::move(entries.words.buffer);
+  sliced.codes = std::move(entries.codes.buffer);
   return sliced;
 }
 
-void read_sliced_row(const SlicedCodebook& sliced, std::size_t row,
-                     std::span<const std::int16_t> levels, std::uint8_t* codes) {
-  const std::size_t tile = sliced.lanes[row] / kCodebookTile;
-  const std::size_t lane = sliced.lanes[row] % kCodebookTile;
+std::optional<BytesCodebook> slice_codebook_to_bytes(const CodebookRows& weights, std::size_t rows,
+                                                     std::size_t columns,
+                                                     std::span<const std::int32_t> levels) {
+  const std::optional<SlicePlan> plan = plan_slices(weights, rows, columns, levels);
+  if (!plan) return std::nullopt;
+  BytesCodebook bytes;
+  // The sparser the layer, the fewer weights fill a window.
+  const double share = static_cast<double>(plan->n_coded) / static_cast<double>(rows * columns);
+  const double about = static_cast<double>(plan->n_coded) / std::min(0.4 + 1.3 * share, 0.85);
+  Growing<std::uint8_t> entries(std::min(plan->max_entries, static_cast<std::size_t>(about)));
+  const bool fits = slice_tiles(weights, rows, *plan, kStep, bytes, [&](Lanes& lanes) {
+    return slice_tile_to_bytes(lanes, *plan, bytes.starts, entries);
+  });
+  if (!fits) return std::nullopt;
+  bytes.entries = std::move(entries.buffer);
+  return bytes;
+}
+
+void read_tile(const SlicedCodebook& sliced, std::size_t tile, std::span<const std::int16_t> levels,
+               std::size_t stride, std::uint8_t* codes) {
   const std::size_t half = sliced.group_steps / 2;
   for (std::size_t group = sliced.tiles[tile]; group < sliced.tiles[tile + 1]; ++group) {
     const std::uint16_t* words = sliced.words.data() + group * half * kStep;
     const std::uint8_t* more = sliced.codes.data() + group * kStep;
-    std::uint8_t* from = codes + sliced.starts[group];
-    for (std::size_t e = 2 * lane; e < 2 * lane + 2; ++e) {
+    for (std::size_t e = 0; e < kStep; ++e) {
+      std::uint8_t* from = codes + e / 2 * stride + sliced.starts[group];
       for (std::size_t step = 0; step < sliced.group_steps; ++step) {
         const unsigned code =
             step < half ? words[step * kStep + e] >> 12U : more[e] >> 4U * (step - half) & 15U;
-        if (levels[code] == 0) continue;
-        from[words[step / 2 * kStep + e] >> 6U * (step % 2) & 63U] =
-            static_cast<std::uint8_t>(code);
+        put_code(code, levels, from[words[step / 2 * kStep + e] >> 6U * (step % 2) & 63U]);
       }
+    }
+  }
+}
+
+void read_tile(const BytesCodebook& bytes, std::size_t tile, std::span<const std::int16_t> levels,
+               std::size_t stride, std::uint8_t* codes) {
+  for (std::size_t step = bytes.tiles[tile]; step < bytes.tiles[tile + 1]; ++step) {
+    const std::uint8_t* entries = bytes.entries.data() + step * kStep;
+    for (std::size_t e = 0; e < kStep; ++e) {
+      std::uint8_t* from = codes + e / 2 * stride + bytes.starts[step];
+      put_code(entries[e] & 15U, levels, from[entries[e] >> 4U]);
     }
   }
 }
@@ -324,7 +397,7 @@ std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::s
   return n_entries > max_groups(rows, columns) * kSparseTile * kSparseGroup ? 0 : n_entries;
 }
 
-std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t rows,
+std::optional<SparseCodebook> sparse_codebook(const ReadRows& read, std::size_t rows,
                                               std::size_t columns, const std::bitset<16>& zeros) {
   constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
   const std::size_t n_tiles = ceil_div(rows, kSparseTile);
@@ -333,29 +406,24 @@ std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t
   for (std::size_t i = 0; i < zeros.size(); ++i)
     if (zeros[i]) dropped.push_back(static_cast<std::uint8_t>(i));
 
-  const std::size_t stride = round_up(columns, kReadAlign);
-  std::vector<std::uint8_t> codes(kSparseTile * stride);
-  // Calls use(tile, row of the tile, column, which) as for_each_64() does, tile by tile.
+  // Calls use(row, codes, column, which) as for_each_64() does.
   const auto for_each_row = [&](const auto& use) {
-    for (std::size_t tile = 0; tile < n_tiles; ++tile) {
-      const std::size_t n_rows = std::min(kSparseTile, rows - tile * kSparseTile);
-      read(tile * kSparseTile, n_rows, codes.data());
-      for (std::size_t r = 0; r < n_rows; ++r) {
-        for_each_64(codes.data() + r * stride, columns, dropped,
-                    [&](std::size_t column, std::uint64_t which) { use(tile, r, column, which); });
-      }
-    }
+    read([&](std::size_t row, const std::uint8_t* codes) {
+      for_each_64(codes, columns, dropped,
+                  [&](std::size_t column, std::uint64_t which) { use(row, codes, column, which); });
+    });
   };
 
   // First the sizes, then the entries, where they stay.
   SparseCodebook sparse;
   sparse.begins.resize(n_chunks * n_tiles);
   std::vector<std::uint16_t> sizes(n_chunks * n_tiles * kSparseTile);
-  for_each_row([&](std::size_t tile, std::size_t r, std::size_t column, std::uint64_t which) {
-    const std::size_t piece = column / kSparseChunk * n_tiles + tile;
-    std::uint16_t& size = sizes[piece * kSparseTile + r];
-    size = static_cast<std::uint16_t>(size + std::popcount(which));
-  });
+  for_each_row(
+      [&](std::size_t row, const std::uint8_t* /*codes*/, std::size_t column, std::uint64_t which) {
+        const std::size_t piece = column / kSparseChunk * n_tiles + row / kSparseTile;
+        std::uint16_t& size = sizes[piece * kSparseTile + row % kSparseTile];
+        size = static_cast<std::uint16_t>(size + std::popcount(which));
+      });
   sparse.counts.resize(sizes.size());
   std::size_t n_groups = 0;
   for (std::size_t piece = 0; piece < sparse.begins.size(); ++piece) {
@@ -374,42 +442,42 @@ std::optional<SparseCodebook> sparse_codebook(const ReadCodes& read, std::size_t
   std::fill_n(sparse.places.data(), sparse.places.size(),
               static_cast<std::uint16_t>(kernels::kSparseFill));
   std::fill(sizes.begin(), sizes.end(), std::uint16_t{0});
-  for_each_row([&](std::size_t tile, std::size_t r, std::size_t column, std::uint64_t which) {
-    const std::size_t piece = column / kSparseChunk * n_tiles + tile;
-    const std::size_t begin = sparse.begins[piece] * kGroup + r * kSparseGroup;
-    std::size_t entry = sizes[piece * kSparseTile + r];
-    for (; which != 0; which &= which - 1, ++entry) {
-      const std::size_t k = column + static_cast<std::size_t>(std::countr_zero(which));
-      const std::size_t at = begin + entry / kSparseGroup * kGroup + entry % kSparseGroup;
-      sparse.places[at] = static_cast<std::uint16_t>(k % kSparseChunk * kernels::kSparseStep);
-      sparse.codes[at / 2] |= static_cast<std::uint8_t>(codes[r * stride + k] << (entry % 2 * 4));
-    }
-    sizes[piece * kSparseTile + r] = static_cast<std::uint16_t>(entry);
-  });
+  for_each_row(
+      [&](std::size_t row, const std::uint8_t* codes, std::size_t column, std::uint64_t which) {
+        const std::size_t piece = column / kSparseChunk * n_tiles + row / kSparseTile;
+        const std::size_t r = row % kSparseTile;
+        const std::size_t begin = sparse.begins[piece] * kGroup + r * kSparseGroup;
+        std::size_t entry = sizes[piece * kSparseTile + r];
+        for (; which != 0; which &= which - 1, ++entry) {
+          const std::size_t k = column + static_cast<std::size_t>(std::countr_zero(which));
+          const std::size_t at = begin + entry / kSparseGroup * kGroup + entry % kSparseGroup;
+          sparse.places[at] = static_cast<std::uint16_t>(k % kSparseChunk * kernels::kSparseStep);
+          sparse.codes[at / 2] |= static_cast<std::uint8_t>(codes[k] << (entry % 2 * 4));
+        }
+        sizes[piece * kSparseTile + r] = static_cast<std::uint16_t>(entry);
+      });
   return sparse;
 }
 
-DenseCodebook dense_codebook(CodebookRows& weights, std::size_t rows, std::size_t columns,
+DenseCodebook dense_codebook(const CodebookRows& weights, std::size_t rows, std::size_t columns,
                              std::span<const std::int32_t> levels) {
   const auto zero_code = static_cast<std::uint8_t>(levels.size());
   const std::size_t row_bytes = round_up(columns, kernels::kCodebookDenseAlign) / 2;
   DenseCodebook dense{AlignedBuffer<std::uint8_t>(rows * row_bytes),
                       std::vector<std::uint8_t>(rows)};
-  std::array<std::uint32_t, 16> magnitudes{};
+  Magnitudes magnitudes{};
   for (std::size_t i = 0; i < levels.size(); ++i)
     magnitudes[i] = static_cast<std::uint32_t>(std::abs(levels[i]));
   const std::uint32_t max_level = *std::max_element(magnitudes.begin(), magnitudes.end());
   std::vector<LaneSums> sums(round_up(row_bytes / 32, 2));
   std::vector<std::uint8_t> codes(2 * row_bytes);
   for (std::size_t r = 0; r < rows; ++r) {
-    const CodebookRows::Row row = weights.row(r);
     std::fill(codes.begin(), codes.end(), zero_code);
     std::fill(sums.begin(), sums.end(), LaneSums{});
-    for (std::size_t i = 0; i < row.codes.size(); ++i) {
-      const std::size_t k = row.positions[i];
-      codes[k] = row.codes[i];
-      sums[k / 64][k / 2 % 8] += magnitudes[row.codes[i]];
-    }
+    weights.for_each(r, [&](std::size_t k, std::uint8_t code) {
+      codes[k] = code;
+      sums[k / 64][k / 2 % 8] += magnitudes[code];
+    });
     dense.runs[r] = longest_run(sums, max_level);
     std::uint8_t* out = dense.codes.data() + r * row_bytes;
     for (std::size_t run = 0; run < row_bytes; run += 32) {

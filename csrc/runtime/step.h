@@ -156,6 +156,10 @@ struct PrepareContext {
   const kernels::KernelTable& kernels() const { return selection.kernels; }
   // "name/backend"
   std::string kernel_label(KernelId id) const;
+  // Whether the kernel is that backend's.
+  bool served_by(std::string_view backend, KernelId id) const {
+    return selection.kernel_backend[static_cast<std::size_t>(id)] == backend;
+  }
 };
 
 // A float op that makes a row of the output map at a time, all channels, from a map.

@@ -337,5 +337,162 @@ TEST_P(CodebookLinearI16Sliced, IsExactAtTheLimitOfLevelsInputsAndLength) {
 INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16Sliced,
                          testing::ValuesIn(test::backends_under_test()), test::backend_test_name);
 
+class CodebookLinearI16Bytes : public testing::TestWithParam<BackendInfo> {
+ protected:
+  void SetUp() override {
+    if (GetParam().table->codebook_linear_i16_bytes == nullptr)
+      GTEST_SKIP() << "served by the next backend down";
+  }
+
+  // A plain schedule: windows of 16 inputs side by side, each as often as the fullest lane needs,
+  // every other one moved to the left as far as its weights allow, the last ones of a tile filled
+  // up to whole groups. Rows go to lanes from the last to the first.
+  void check(const Case& c, std::size_t tile_begin = 0, std::size_t tile_end = SIZE_MAX) {
+    Problem problem(c);
+    const std::size_t n_tiles = (c.outputs + 15) / 16;
+    std::vector<std::uint32_t> rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs));
+    for (std::size_t o = 0; o < c.outputs; ++o)
+      rows[o] = static_cast<std::uint32_t>(c.outputs - 1 - o);
+    std::vector<std::uint8_t> packed;
+    std::vector<std::uint16_t> starts;
+    std::vector<std::uint32_t> tiles{0};
+    for (std::size_t tile = 0; tile < n_tiles; ++tile) {
+      std::vector<std::int32_t> sums(16);
+      const auto begin_step = [&](std::size_t start) {
+        if ((starts.size() - tiles.back()) % kCodebookBytesGroup == 0) std::ranges::fill(sums, 0);
+        starts.push_back(static_cast<std::uint16_t>(start));
+        packed.resize(packed.size() + 32, 15U);
+        return packed.data() + packed.size() - 32;
+      };
+      for (std::size_t start = 0; start < c.inputs; start += 16) {
+        std::vector<std::vector<std::size_t>> left(16);
+        bool any = false;
+        for (std::size_t l = 0; l < 16; ++l) {
+          for (std::size_t k = start; k < std::min(start + 16, c.inputs); ++k) {
+            const std::uint32_t row = rows[tile * 16 + l];
+            if (row >= c.outputs || problem.codes[row * c.inputs + k] == 15) continue;
+            left[l].push_back(k);
+            any = true;
+          }
+        }
+        while (any) {
+          any = false;
+          std::size_t last = start;
+          for (const auto& lane : left)
+            for (const std::size_t k : lane) last = std::max(last, k);
+          const std::size_t from =
+              starts.size() % 2 == 1 && last >= 15 ? std::min(last - 15, start) : start;
+          std::uint8_t* entries = begin_step(from);
+          for (std::size_t l = 0; l < 16; ++l) {
+            std::size_t taken = 0;
+            for (; taken < std::min<std::size_t>(left[l].size(), 2); ++taken) {
+              const std::size_t k = left[l][taken];
+              const std::uint8_t code = problem.codes[rows[tile * 16 + l] * c.inputs + k];
+              const std::int32_t level = std::abs(std::int32_t{problem.levels[code]});
+              if (sums[l] + level > kCodebookGroupSum) break;
+              sums[l] += level;
+              entries[2 * l + taken] = static_cast<std::uint8_t>((k - from) << 4U | code);
+            }
+            left[l].erase(left[l].begin(), left[l].begin() + static_cast<std::ptrdiff_t>(taken));
+            any = any || !left[l].empty();
+          }
+        }
+      }
+      while ((starts.size() - tiles.back()) % kCodebookBytesGroup != 0) begin_step(0);
+      tiles.push_back(static_cast<std::uint32_t>(starts.size()));
+    }
+    AlignedBuffer<std::uint8_t> entries(packed.size());
+    std::ranges::copy(packed, entries.data());
+    // 15 bytes are read behind the last input.
+    const std::size_t stride = c.inputs + kCodebookBytesWindow - 1;
+    GuardedBuffer<std::uint8_t> bytes(c.batch * 2 * stride);
+    for (std::size_t n = 0; n < c.batch; ++n) {
+      for (std::size_t k = 0; k < stride; ++k) {
+        // Any values are behind the inputs.
+        const auto bits = static_cast<std::uint16_t>(
+            k < c.inputs ? problem.q[n * problem.q_stride + k] : std::int16_t{12345});
+        bytes[n * 2 * stride + k] = static_cast<std::uint8_t>(bits);
+        bytes[(n * 2 + 1) * stride + k] = static_cast<std::uint8_t>(bits >> 8U);
+      }
+    }
+    const CodebookBytesParams params{.out_features = c.outputs,
+                                     .entries = entries.data(),
+                                     .starts = starts.data(),
+                                     .tiles = tiles.data(),
+                                     .rows = rows.data(),
+                                     .levels = problem.levels.data(),
+                                     .bias = problem.bias.data()};
+    const std::size_t y_stride = c.outputs + c.gap;
+    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * y_stride + c.outputs, c.offset);
+    std::fill_n(y.data(), y.size(), test::kUntouched);
+    tile_end = std::min(tile_end, n_tiles);
+    GetParam().table->codebook_linear_i16_bytes(params, bytes.data(), c.batch, stride,
+                                                problem.units.data(), tile_begin, tile_end,
+                                                y.data(), y_stride);
+    check_outputs(c, problem, y, [&](std::size_t o) {
+      const std::size_t lane = c.outputs - 1 - o;
+      return lane / 16 >= tile_begin && lane / 16 < tile_end;
+    });
+  }
+};
+
+TEST_P(CodebookLinearI16Bytes, IsExactForEverySize) {
+  for (const std::size_t inputs : {1, 2, 15, 16, 17, 31, 32, 33, 100, 129, 700}) {
+    for (const std::size_t batch : {0, 1, 2, 3, 5, 16, 17, 18, 33}) {
+      for (const std::size_t outputs : {1, 15, 16, 17, 40}) {
+        check({.batch = batch, .inputs = inputs, .outputs = outputs});
+        if (HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16Bytes, IsExactForEveryShareOfZeros) {
+  for (const std::size_t zeros : {0, 1, 7, 8}) {
+    for (const std::size_t batch : {1, 5})
+      check({.batch = batch, .inputs = 300, .outputs = 33, .zeros_in_8 = zeros});
+  }
+}
+
+TEST_P(CodebookLinearI16Bytes, WritesOnlyTheTilesAskedForBetweenGaps) {
+  for (std::size_t begin = 0; begin <= 3; ++begin) {
+    for (std::size_t end = begin; end <= 3; ++end) {
+      check({.batch = 5, .inputs = 130, .outputs = 45, .gap = 3, .offset = 1}, begin, end);
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16Bytes, IsExactAtTheLimitOfLevelsInputsAndLength) {
+  for (const std::size_t batch : {1, 4}) {
+    for (const int max_level : {32767, 16383}) {
+      check({.batch = batch,
+             .inputs = 65536,
+             .outputs = 3,
+             .zeros_in_8 = 0,
+             .extreme = true,
+             .max_level = max_level});
+    }
+  }
+}
+
+TEST_P(CodebookLinearI16Bytes, InputsAreSplit) {
+  for (const std::size_t count : {0, 32, 96}) {
+    AlignedBuffer<std::int16_t> q(count);
+    for (std::size_t k = 0; k < count; ++k)
+      q[k] = static_cast<std::int16_t>(k == 0 ? -32768 : 32767 - 691 * static_cast<int>(k));
+    GuardedBuffer<std::uint8_t> lower(count, 1), upper(count, 3);
+    GetParam().table->split_i16_u8(q.data(), count, lower.data(), upper.data());
+    for (std::size_t k = 0; k < count; ++k) {
+      ASSERT_EQ(lower[k], q[k] & 0xFF);
+      ASSERT_EQ(upper[k], q[k] >> 8 & 0xFF);
+    }
+    EXPECT_TRUE(lower.intact());
+    EXPECT_TRUE(upper.intact());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16Bytes,
+                         testing::ValuesIn(test::backends_under_test()), test::backend_test_name);
+
 }  // namespace
 }  // namespace tac::kernels

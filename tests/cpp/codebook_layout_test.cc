@@ -15,6 +15,7 @@
 namespace tac {
 namespace {
 
+using kernels::kCodebookBytesGroup;
 using kernels::kCodebookTile;
 
 // A layer from its weights as codes; 15 stands for zero. Code i has level levels[i].
@@ -42,12 +43,12 @@ struct Layer {
     levels = {1, -2, 3, 40, -500, 6000, 16383, -16383, 32767, -32767, 9, 10, 0, 12, 13};
   }
   std::optional<SlicedCodebook> slice() {
-    CodebookRows weights(op, rows, columns);
+    const CodebookRows weights(op, rows, columns);
     return slice_codebook(weights, rows, columns, levels);
   }
 
   DenseCodebook dense() {
-    CodebookRows weights(op, rows, columns);
+    const CodebookRows weights(op, rows, columns);
     return dense_codebook(weights, rows, columns, levels);
   }
 
@@ -92,6 +93,24 @@ void expect_complete(Layer& layer, const SlicedCodebook& sliced) {
     ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
 }
 
+template <class Codebook>
+void expect_read_back(const Layer& layer, const Codebook& codebook) {
+  std::vector<std::int16_t> levels(layer.levels.begin(), layer.levels.end());
+  levels.resize(16);
+  std::vector<std::uint8_t> codes(kCodebookTile * layer.columns);
+  for (std::size_t tile = 0; tile + 1 < codebook.tiles.size(); ++tile) {
+    std::ranges::fill(codes, kNoCode);
+    read_tile(codebook, tile, levels, layer.columns, codes.data());
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const std::size_t row = codebook.rows[tile * kCodebookTile + i / layer.columns];
+      const std::size_t k = i % layer.columns;
+      const int code = row < layer.rows ? layer.codes[row * layer.columns + k] : 15;
+      ASSERT_EQ(codes[i], levels[static_cast<std::size_t>(code)] == 0 ? kNoCode : code)
+          << "row " << row << ", column " << k;
+    }
+  }
+}
+
 TEST(SliceCodebook, HoldsEveryWeightOnce) {
   std::mt19937 engine(3);
   for (const std::size_t rows : {1, 16, 17, 50}) {
@@ -117,18 +136,7 @@ TEST(SliceCodebook, RowsAreReadBackButForWeightsWithoutALevel) {
     });
     const auto sliced = layer.slice();
     ASSERT_TRUE(sliced);
-    std::vector<std::int16_t> levels(layer.levels.begin(), layer.levels.end());
-    levels.resize(16);
-    std::vector<std::uint8_t> row(layer.columns);
-    for (std::size_t r = 0; r < layer.rows; ++r) {
-      std::ranges::fill(row, kNoCode);
-      read_sliced_row(*sliced, r, levels, row.data());
-      for (std::size_t k = 0; k < layer.columns; ++k) {
-        const int code = layer.codes[r * layer.columns + k];
-        ASSERT_EQ(row[k], levels[static_cast<std::size_t>(code)] == 0 ? kNoCode : code)
-            << "row " << r << ", column " << k;
-      }
-    }
+    expect_read_back(layer, *sliced);
   }
 }
 
@@ -175,6 +183,104 @@ TEST(SliceCodebook, RefusesLayersThatItCannotHoldSmall) {
   EXPECT_TRUE(no_zero.slice());
   no_zero.levels = std::vector<std::int32_t>(16, 7);  // no code is left to fill up with
   EXPECT_FALSE(no_zero.slice());
+}
+
+std::optional<BytesCodebook> bytes_of(Layer& layer) {
+  const CodebookRows weights(layer.op, layer.rows, layer.columns);
+  return slice_codebook_to_bytes(weights, layer.rows, layer.columns, layer.levels);
+}
+
+// Every weight with a level is in its row once, and no group breaks its promises.
+void expect_complete(Layer& layer, const BytesCodebook& bytes) {
+  std::vector<int> found(layer.codes.size(), 15);
+  ASSERT_EQ(bytes.rows.size(), (layer.rows + 15) / 16 * 16);
+  ASSERT_EQ(bytes.tiles.back(), bytes.starts.size());
+  for (std::size_t tile = 0; tile + 1 < bytes.tiles.size(); ++tile) {
+    ASSERT_EQ((bytes.tiles[tile + 1] - bytes.tiles[tile]) % kCodebookBytesGroup, 0U);
+    for (std::size_t lane = 0; lane < kCodebookTile; ++lane) {
+      const std::size_t row = bytes.rows[tile * kCodebookTile + lane];
+      std::int32_t sum = 0;
+      for (std::size_t step = bytes.tiles[tile]; step < bytes.tiles[tile + 1]; ++step) {
+        if ((step - bytes.tiles[tile]) % kCodebookBytesGroup == 0) sum = 0;
+        ASSERT_LT(bytes.starts[step], layer.columns);
+        for (std::size_t e = 0; e < 2; ++e) {
+          const std::uint8_t entry = bytes.entries[step * 32 + 2 * lane + e];
+          const std::size_t code = entry & 15U;
+          if (code >= layer.levels.size() || layer.levels[code] == 0) continue;  // fills up
+          const std::size_t k = bytes.starts[step] + (entry >> 4U);
+          ASSERT_LT(row, layer.rows);
+          ASSERT_LT(k, layer.columns);
+          ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
+          found[row * layer.columns + k] = static_cast<int>(code);
+          sum += std::abs(layer.levels[code]);
+        }
+        ASSERT_LE(sum, kernels::kCodebookGroupSum);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < found.size(); ++i)
+    ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
+}
+
+TEST(BytesCodebook, HoldsEveryWeightOnceAndIsReadBack) {
+  std::mt19937 engine(3);
+  for (const std::size_t rows : {1, 16, 17, 50}) {
+    for (const std::size_t columns : {1, 31, 64, 65, 500}) {
+      for (const unsigned zeros_in_16 : {7U, 12U, 15U}) {
+        Layer layer(rows, columns, [&](auto, auto) {
+          return engine() % 16 < zeros_in_16 ? 15 : static_cast<int>(engine() % 15);
+        });
+        const auto bytes = bytes_of(layer);
+        ASSERT_TRUE(bytes);
+        expect_complete(layer, *bytes);
+        expect_read_back(layer, *bytes);
+        if (testing::Test::HasFailure()) return;
+      }
+    }
+  }
+}
+
+TEST(BytesCodebook, HoldsWeightsOfTheLastOf65536Columns) {
+  Layer layer(3, 65536, [](std::size_t o, std::size_t k) { return k >= 65533 + o ? 1 : 15; });
+  const auto bytes = bytes_of(layer);
+  ASSERT_TRUE(bytes);
+  expect_complete(layer, *bytes);
+  const auto sliced = layer.slice();
+  ASSERT_TRUE(sliced);
+  expect_complete(layer, *sliced);
+}
+
+TEST(BytesCodebook, TakesNoSpaceForZeros) {
+  Layer layer(100, 300, [](auto, auto) { return 15; });
+  const auto bytes = bytes_of(layer);
+  ASSERT_TRUE(bytes);
+  EXPECT_EQ(bytes->starts.size(), 0U);
+  expect_complete(layer, *bytes);
+}
+
+TEST(BytesCodebook, WastesLittleOnPrunedLayers) {
+  std::mt19937 engine(3);
+  Layer layer(64, 4096,
+              [&](auto, auto) { return engine() % 4 != 0 ? 15 : static_cast<int>(engine() % 6); });
+  // The largest that converters write.
+  layer.levels = {16383, -16383, 16383, -16383, 16383, -16383};
+  const auto bytes = bytes_of(layer);
+  ASSERT_TRUE(bytes);
+  EXPECT_LE(static_cast<double>(bytes->starts.size() * 32), 1.4 * 64 * 4096 / 4);
+}
+
+TEST(BytesCodebook, RefusesLayersThatItCannotHoldSmall) {
+  Layer full(64, 2048, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
+  EXPECT_FALSE(bytes_of(full));
+  // Each row of a tile has its weights where no other has any.
+  Layer apart(512, 2048, [](std::size_t o, std::size_t k) {
+    return k / 128 == o % 16 ? static_cast<int>(k % 4) : 15;
+  });
+  EXPECT_FALSE(bytes_of(apart));
+  Layer no_zero(16, 64, [](auto, std::size_t k) { return k % 4 == 0 ? 0 : 15; });
+  EXPECT_TRUE(bytes_of(no_zero));
+  no_zero.levels = std::vector<std::int32_t>(16, 7);  // no code is left to fill up with
+  EXPECT_FALSE(bytes_of(no_zero));
 }
 
 std::size_t dense_bytes(std::size_t columns) {
@@ -301,12 +407,16 @@ void expect_complete(Layer& layer, const SparseCodebook& sparse) {
 
 std::optional<SparseCodebook> sparse_of(Layer& layer) {
   const std::size_t stride = (layer.columns + kReadAlign - 1) / kReadAlign * kReadAlign;
-  const auto read = [&](std::size_t first, std::size_t n, std::uint8_t* codes) {
-    for (std::size_t r = 0; r < n; ++r) {
+  // In no order.
+  const auto read = [&](const UseRow& use) {
+    std::vector<std::uint8_t> codes(stride);
+    for (std::size_t i = 0; i < layer.rows; ++i) {
+      const std::size_t row = i % 2 == 0 ? i / 2 : layer.rows - 1 - i / 2;
       for (std::size_t k = 0; k < layer.columns; ++k) {
-        const int code = layer.codes[(first + r) * layer.columns + k];
-        codes[r * stride + k] = code == 15 ? kNoCode : static_cast<std::uint8_t>(code);
+        const int code = layer.codes[row * layer.columns + k];
+        codes[k] = code == 15 ? kNoCode : static_cast<std::uint8_t>(code);
       }
+      use(row, codes.data());
     }
   };
   return sparse_codebook(read, layer.rows, layer.columns, std::bitset<16>{}.set(12));
@@ -361,7 +471,7 @@ TEST(SparseCodebook, WastesLittleOnPrunedLayers) {
 TEST(SparseCodebook, RefusesLayersThatItCannotHoldSmall) {
   Layer full(64, 512, [](auto, std::size_t k) { return static_cast<int>(k % 4); });
   EXPECT_FALSE(sparse_of(full));
-  CodebookRows weights(full.op, full.rows, full.columns);
+  const CodebookRows weights(full.op, full.rows, full.columns);
   EXPECT_EQ(sparse_entries(weights, full.rows, full.columns, {}), 0U);
   EXPECT_EQ(sparse_entries(weights, full.rows, full.columns, std::bitset<16>{}.set(1).set(3)),
             64U * 512 / 2);

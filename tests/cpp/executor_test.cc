@@ -646,7 +646,7 @@ TEST(Executor, CodebookLinearInIntegers) {
 
 // A few large inputs leave the others few bits of 16: what rounding left is multiplied as well.
 TEST(Executor, CodebookLinearInIntegersKeepsSmallInputsBesideLargeOnes) {
-  for (const std::size_t n : {1, 3, 5}) {
+  for (const std::size_t n : {1, 3, 5, 34}) {
     Builder b(58);
     b.output(b.codebook_linear(b.input({200}), 40, 4, 15, true, true));
     auto batch = random_batch(b.graph(), n, kSeed);
@@ -674,18 +674,18 @@ TEST(Executor, CodebookLayersInBatchesGiveTheBitsOfSingleSamples) {
     std::size_t n_values;
     bool sparse, integer;
     int halvings;
-    std::size_t without, without_avx512;  // so many samples do not go over lists
+    // So many samples do not go over lists.
+    std::size_t without, without_avx2, without_avx512;
   };
-  // Half of the weights, with large levels, are too many for the form that integers have on
-  // AVX-512.
-  for (const auto& [n_values, sparse, integer, halvings, without, without_avx512] :
-       std::vector<Case>{{15, true, false, 2, 2, 8},
-                         {16, true, false, 2, 2, 8},
-                         {15, true, false, 1, 8, 18},
-                         {16, false, false, 2, 50, 50},
-                         {15, true, true, 2, 2, 18},
-                         {15, true, true, 1, 8, 8},
-                         {16, false, true, 2, 50, 50}}) {
+  // Half of the weights, with large levels, are too many for the forms that leave out zeros.
+  for (const auto& [n_values, sparse, integer, halvings, without, without_avx2, without_avx512] :
+       std::vector<Case>{{15, true, false, 2, 2, 2, 8},
+                         {16, true, false, 2, 2, 2, 8},
+                         {15, true, false, 1, 8, 8, 18},
+                         {16, false, false, 2, 50, 50, 50},
+                         {15, true, true, 2, 2, 8, 18},
+                         {15, true, true, 1, 8, 8, 8},
+                         {16, false, true, 2, 50, 50, 50}}) {
     Builder b(static_cast<std::uint32_t>(n_values));
     const float finer = halvings == 1 ? 20.0F : 1.0F;
     b.output(b.codebook_linear(b.input({kInputs}), kOutputs, 4, n_values, sparse, integer, halvings,
@@ -710,7 +710,9 @@ TEST(Executor, CodebookLayersInBatchesGiveTheBitsOfSingleSamples) {
           batch[0].resize(n * kInputs);
           const std::vector<InputArray> inputs{{batch[0].data(), nullptr}};
           EXPECT_EQ(engine.profile(inputs, n, 1)[1].kernel.starts_with("codebook_sparse"),
-                    n > (backend.name == "avx512" ? without_avx512 : without))
+                    n > (backend.name == "avx512" ? without_avx512
+                         : backend.name == "avx2" ? without_avx2
+                                                  : without))
               << backend.name << ", batch " << n;
           const Outputs y = run_engine(engine, batch, n);
           for (std::size_t i = 0; i < n * kOutputs; ++i) {
@@ -1634,13 +1636,34 @@ TEST(Executor, ProfileNamesTheKernelsThatABatchTakes) {
     const std::vector<float> x(35 * 300, 1.0F);
     const InputArray inputs[] = {{x.data(), nullptr}};
     const std::vector<std::pair<std::size_t, std::string>> expected = {
-        {5, single},
-        {6, integer ? lists : single},
-        {7, lists},
-        {32, lists},
-        {35, lists + ", " + single}};
+        {5, single}, {6, single}, {8, lists}, {32, lists}, {35, lists + ", " + single}};
     for (const auto& [n, kernels] : expected)
       EXPECT_EQ(engine.profile(inputs, n, 1)[1].kernel, kernels) << n << " samples";
+  }
+}
+
+// A quarter, all and an eightieth of the weights are not zero; batches of 8 go over lists where
+// those are faster.
+TEST(Executor, IntegerCodebookLayersTakeTheFormForTheirWeightsAndBackend) {
+  const auto kernel_of = [](const std::string& backend, int halvings, bool sparse, std::size_t n) {
+    Builder b(63);
+    b.output(b.codebook_linear(b.input({1000}), 530, 4, sparse ? 15 : 16, sparse, true, halvings));
+    const std::vector<float> x(n * 1000, 1.0F);
+    const InputArray inputs[] = {{x.data(), nullptr}};
+    return Engine(b.graph(), {1, backend}).profile(inputs, n, 1)[1].kernel;
+  };
+  for (const auto& backend : test::backends_under_test()) {
+    const std::string name(backend.name);
+    const std::string form = name == "avx512" ? "codebook_linear_i16_sliced/avx512"
+                             : name == "avx2" ? "codebook_linear_i16_bytes/avx2"
+                                              : "codebook_linear_i16/scalar";
+    EXPECT_EQ(kernel_of(name, 2, true, 1), form);
+    EXPECT_EQ(kernel_of(name, 0, false, 1), name == "scalar" ? form : "codebook_linear_i16/avx2");
+    if (name != "avx2") continue;
+    EXPECT_EQ(kernel_of(name, 2, true, 8), form);
+    EXPECT_EQ(kernel_of(name, 2, true, 14), "codebook_sparse_i16/avx2");
+    EXPECT_EQ(kernel_of(name, 6, true, 6), form);
+    EXPECT_EQ(kernel_of(name, 6, true, 12), "codebook_sparse_i16/avx2");
   }
 }
 

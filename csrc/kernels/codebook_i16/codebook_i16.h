@@ -14,8 +14,8 @@ inline constexpr std::size_t kCodebookWindow = 64;
 // For every sample n of a batch and every output o of the range,
 //   y[n * y_stride + o] = bias[o] + float(double(sum over k of level(o, k) * q[n * q_stride + k])
 //                                         * units[n])
-// with an exact sum; |level| <= 32767 and at most 65536 inputs keep it below 2^46. units[n] has the
-// scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32.
+// with an exact sum; |level| <= 32767, |q| <= 32767 and at most 65536 inputs keep it below 2^46.
+// units[n] has the scale of the levels in it. q is 64-byte aligned and q_stride a multiple of 32.
 
 // What the |levels| that meet in a 32-bit sum may add up to.
 inline constexpr std::int32_t kCodebookGroupSum = 65535;
@@ -71,5 +71,39 @@ using codebook_linear_i16_sliced_fn = void (*)(const CodebookSlicedParams& param
                                                std::size_t q_stride, const double* units,
                                                std::size_t tile_begin, std::size_t tile_end,
                                                float* y, std::size_t y_stride);
+
+// Bytes: only weights that are not zero, in the same tiles, for registers that look 16 bytes up. A
+// step is two weights a lane, a byte each, out of 16 inputs:
+//   entries [n_steps][32]   entry 2 l or 2 l + 1 is a weight of lane l: its code | position k -
+//                           starts[step] << 4
+//   starts [n_steps], tiles [n_tiles + 1]: first step of each tile
+// Two steps, counted from the first of the tile, are a group, and within a group the |levels| of a
+// lane add up to 65535 or less; a tile has whole groups. A code whose level is 0 fills up what
+// lanes leave. entries are 32-byte aligned; rows and levels as above.
+//
+// The inputs come as bytes, as split_i16_u8 makes them: sample n has the lower ones at bytes + n *
+// 2 * stride and the upper ones `stride` behind; stride >= in_features + 15, of which any may be
+// read.
+struct CodebookBytesParams {
+  std::size_t out_features;
+  const std::uint8_t* entries;
+  const std::uint16_t* starts;
+  const std::uint32_t* tiles;
+  const std::uint32_t* rows;
+  const std::int16_t* levels;
+  const float* bias;
+};
+inline constexpr std::size_t kCodebookBytesWindow = 16;
+inline constexpr std::size_t kCodebookBytesGroup = 2;
+using codebook_linear_i16_bytes_fn = void (*)(const CodebookBytesParams& params,
+                                              const std::uint8_t* bytes, std::size_t batch,
+                                              std::size_t stride, const double* units,
+                                              std::size_t tile_begin, std::size_t tile_end,
+                                              float* y, std::size_t y_stride);
+
+// q[k] = lower[k] + 256 * upper[k], upper in two's complement. count is a multiple of 32.
+inline constexpr std::size_t kSplitAlign = 32;
+using split_i16_u8_fn = void (*)(const std::int16_t* q, std::size_t count, std::uint8_t* lower,
+                                 std::uint8_t* upper);
 
 }  // namespace tac::kernels

@@ -62,4 +62,38 @@ void codebook_linear_i16_sliced(const CodebookSlicedParams& params, const std::i
   }
 }
 
+void codebook_linear_i16_bytes(const CodebookBytesParams& params, const std::uint8_t* bytes,
+                               std::size_t batch, std::size_t stride, const double* units,
+                               std::size_t tile_begin, std::size_t tile_end, float* y,
+                               std::size_t y_stride) {
+  for (std::size_t n = 0; n < batch; ++n) {
+    const std::uint8_t* lower = bytes + n * 2 * stride;
+    for (std::size_t lane = tile_begin * kCodebookTile; lane < tile_end * kCodebookTile; ++lane) {
+      const std::uint32_t row = params.rows[lane];
+      if (row >= params.out_features) continue;
+      const std::size_t tile = lane / kCodebookTile;
+      std::int64_t sum = 0;
+      for (std::size_t step = params.tiles[tile]; step < params.tiles[tile + 1]; ++step) {
+        const std::uint8_t* entries = params.entries + step * 32 + lane % kCodebookTile * 2;
+        for (std::size_t e = 0; e < 2; ++e) {
+          const std::uint8_t* at = lower + params.starts[step] + (entries[e] >> 4U);
+          const std::int32_t q = at[0] + 256 * static_cast<std::int8_t>(at[stride]);
+          sum += static_cast<std::int64_t>(params.levels[entries[e] & 15U]) * q;
+        }
+      }
+      y[n * y_stride + row] =
+          params.bias[row] + static_cast<float>(static_cast<double>(sum) * units[n]);
+    }
+  }
+}
+
+void split_i16_u8(const std::int16_t* q, std::size_t count, std::uint8_t* lower,
+                  std::uint8_t* upper) {
+  for (std::size_t k = 0; k < count; ++k) {
+    const auto bits = static_cast<std::uint16_t>(q[k]);
+    lower[k] = static_cast<std::uint8_t>(bits);
+    upper[k] = static_cast<std::uint8_t>(bits >> 8U);
+  }
+}
+
 }  // namespace tac::kernels::scalar

@@ -9,9 +9,6 @@
 //   x0 [a0 a1 .. a7 | a8 .. a15]   unpacklo [a0 b0 .. a3 b3 | a8 b8 .. a11 b11]
 //   x1 [b0 b1 .. b7 | b8 .. b15]   unpackhi [a4 b4 .. a7 b7 | a12 b12 .. a15 b15]
 //
-// At most 8 samples are spread over the register instead, [a0 .. a3 - | a4 .. a7 -], and unpacklo
-// does.
-//
 // A sum of pairs may fill 32 bits. `low` adds them up and wraps, `high` adds up their upper halves:
 // the sum is high * 65536 and what low has beyond that, which is below 2^32 for fewer than 2^16
 // terms.
@@ -88,8 +85,8 @@ static void float_sums(const CodebookSparseParams& p, const float* table, const 
 }
 
 // An output of a piece; sums of 16 samples: low and high of samples 0..3 and 8..11, low and high of
-// 4..7 and 12..15; of 32 the same twice; of 8 low and high. kSmall: |levels| <= 16383, so two sums
-// of pairs fit 32 bits.
+// 4..7 and 12..15; of 32 the same twice. kSmall: |levels| <= 16383, so two sums of pairs fit 32
+// bits.
 template <bool kSmall, int kSamples>
 static inline void integer_row(const CodebookSparseParams& p, const std::uint32_t* pairs,
                                std::size_t piece, std::size_t row, const std::int16_t* xs,
@@ -131,10 +128,8 @@ static inline void integer_row(const CodebookSparseParams& p, const std::uint32_
       const __m256i x3 = load(3);
       add_both(4 * h, _mm256_madd_epi16(_mm256_unpacklo_epi16(x0, x1), w0),
                _mm256_madd_epi16(_mm256_unpacklo_epi16(x2, x3), w1));
-      if constexpr (kSamples > 8) {
-        add_both(4 * h + 2, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w0),
-                 _mm256_madd_epi16(_mm256_unpackhi_epi16(x2, x3), w1));
-      }
+      add_both(4 * h + 2, _mm256_madd_epi16(_mm256_unpackhi_epi16(x0, x1), w0),
+               _mm256_madd_epi16(_mm256_unpackhi_epi16(x2, x3), w1));
     }
     places += kSparseTile * kSparseGroup;
     codes += kSparseTile * 2;
@@ -181,13 +176,12 @@ void codebook_sparse_i16(const CodebookSparseParams& params, const std::uint32_t
   auto* sums = reinterpret_cast<std::int32_t*>(scratch + (kSparseChunk + 1) * kSparseSamples *
                                                              sizeof(std::int16_t));
   const bool small = max_level <= 16383;
-  const std::size_t n_samples = batch > 16 ? 32 : batch > 8 ? 16 : 8;
-  const auto sum = n_samples == 32   ? (small ? integer_sums<true, 32> : integer_sums<false, 32>)
-                   : n_samples == 16 ? (small ? integer_sums<true, 16> : integer_sums<false, 16>)
-                                     : (small ? integer_sums<true, 8> : integer_sums<false, 8>);
+  const std::size_t n_samples = batch > 16 ? 32 : 16;
+  const auto sum = n_samples == 32 ? (small ? integer_sums<true, 32> : integer_sums<false, 32>)
+                                   : (small ? integer_sums<true, 16> : integer_sums<false, 16>);
   sum(params, pairs, q, batch, q_stride, tile_begin, tile_end, xs, sums);
-  const auto place = [&](std::size_t n) {
-    return n_samples == 8 ? n : n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
+  const auto place = [](std::size_t n) {
+    return n / 16 * 32 + n % 8 / 4 * 16 + n % 16 / 8 * 4 + n % 4;
   };
   write_integers(params, sums, 2 * n_samples, 8, place, units, batch, tile_begin, tile_end, y,
                  y_stride);

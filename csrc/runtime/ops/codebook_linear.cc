@@ -7,15 +7,15 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
-#include <mutex>
 #include <optional>
-#include <utility>
 #include <vector>
 
 #include "base/error.h"
 #include "kernels/codebook_i16/codebook_i16.h"
 #include "kernels/codebook_sparse/codebook_sparse.h"
+#include "runtime/codebook_forms.h"
 #include "runtime/codebook_layout.h"
+#include "runtime/codebook_lists.h"
 #include "runtime/codebook_rounding.h"
 #include "runtime/layout.h"
 #include "runtime/step.h"
@@ -24,138 +24,17 @@ namespace tac {
 
 namespace {
 
-constexpr std::size_t kTableSize = 16;
 // Cut of the work, the same for any number of threads.
 constexpr std::size_t kBlocksPerItem = 2;
 constexpr std::size_t kRowsPerItem = 32;
 constexpr std::size_t kMaxUnusualBytes = std::size_t{256} << 20;
-
-// What a call over lists costs, in samples of the layer's other form: for up to 16 samples and for
-// 32 (AVX2 has a form for 8 in integers, which takes little less than 16); less than 32, or there
-// are no lists. From the figures of
-// docs/performance.md, where a quarter of the weights is not zero.
-constexpr std::size_t kNarrow = 16;
-struct ListCosts {
-  double narrow, wide;
-};
+// Beside the dense form of floats.
 constexpr ListCosts kCostsOfFloats{6.5, 13}, kCostsOfFloatsAvx512{12, 16};
-constexpr ListCosts kCostsOfIntegers{5.5, 11};
-// The sliced form takes as little for zeros as lists do, the others do not.
-constexpr ListCosts kCostsBesideSliced{18, 25};
-ListCosts scaled(const ListCosts& costs, std::size_t n_entries, std::size_t n_weights) noexcept {
-  const double share = static_cast<double>(n_entries) / static_cast<double>(n_weights);
-  const double scale = (share + 0.02) / 0.27;
-  return {costs.narrow * scale, costs.wide * scale};
-}
-// Of the lists, about what a tile of a batch reads: the engine makes them as large as kNarrow for
-// it, so nothing where lists want more.
-std::size_t bytes_of_tile(const ListCosts& costs, std::size_t n_entries) noexcept {
-  return costs.narrow < kNarrow ? n_entries * 5 / 2 : 0;
-}
-
-// Of an item that goes over lists, at most and at least: turning the inputs around is worth it for
-// many outputs, and every thread wants an item. The least is a block of the dense form.
-constexpr std::size_t kMaxSparseTiles = 128;
-constexpr std::size_t kMinSparseTiles = kernels::kCodebookBlock / kernels::kSparseTile;
-
-// The layer as lists, for batches; made from its other form when the first batch comes.
-class SparseLists {
- public:
-  // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
-  // n_values or more.
-  SparseLists(const ListCosts& costs, std::size_t in_features, std::size_t out_features,
-              const std::bitset<kTableSize>& zeros, std::size_t n_values, const float* bias,
-              std::string kernel)
-      : costs_(costs),
-        zeros_(zeros | std::bitset<kTableSize>().set() << n_values),
-        kernel_(std::move(kernel)) {
-    params_.in_features = in_features;
-    params_.out_features = out_features;
-    params_.bias = bias;
-  }
-
-  // Makes the lists if n_rows samples would go over them, once.
-  void make_for(std::size_t n_rows, const ReadCodes& read) const {
-    if (rows_over_lists(n_rows) == 0) return;
-    std::call_once(made_, [&] {
-      std::optional<SparseCodebook> lists =
-          sparse_codebook(read, params_.out_features, params_.in_features, zeros_);
-      if (!lists) return;
-      lists_ = std::move(*lists);
-      params_.places = lists_.places.data();
-      params_.codes = lists_.codes.data();
-      params_.begins = lists_.begins.data();
-      params_.counts = lists_.counts.data();
-    });
-  }
-
-  // Of n_rows samples for which the lists are made, if they pay, those that go over them.
-  std::size_t rows_taken(std::size_t n_rows) const noexcept {
-    const std::size_t n_sparse = rows_over_lists(n_rows);
-    return n_sparse != 0 && params_.begins != nullptr ? n_sparse : 0;
-  }
-  // The kernels that are called, `dense` where samples are left.
-  std::string kernels_for(std::size_t n_rows, const std::string& dense) const {
-    const std::size_t n_sparse = rows_taken(n_rows);
-    if (n_sparse == 0) return dense;
-    return n_sparse == n_rows ? kernel_ : kernel_ + ", " + dense;
-  }
-  std::size_t bytes_for(std::size_t n_rows) const noexcept {
-    return rows_taken(n_rows) == 0 ? 0 : lists_.bytes();
-  }
-
-  const kernels::CodebookSparseParams& params() const noexcept { return params_; }
-  std::size_t thread_scratch_bytes() const noexcept {
-    return kernels::sparse_scratch_bytes(std::min(kMaxSparseTiles, n_tiles()));
-  }
-
-  // Calls use(first row, rows, first tile, tile end, thread) for each part of the work.
-  template <class Use>
-  void for_each_item(ThreadPool& pool, std::size_t n_rows, const Use& use) const {
-    const std::size_t groups = ceil_div(n_rows, kernels::kSparseSamples);
-    // An output does not depend on the cut.
-    const std::size_t tiles =
-        std::clamp(round_up(n_tiles() * groups / pool.size(), kMinSparseTiles), kMinSparseTiles,
-                   kMaxSparseTiles);
-    const std::size_t parts = ceil_div(n_tiles(), tiles);
-    pool.parallel_for(groups * parts, [&](std::size_t begin, std::size_t end, std::size_t thread) {
-      for (std::size_t i = begin; i < end; ++i) {
-        const std::size_t row = i / parts * kernels::kSparseSamples, tile = i % parts * tiles;
-        use(row, std::min(kernels::kSparseSamples, n_rows - row), tile,
-            std::min(tile + tiles, n_tiles()), thread);
-      }
-    });
-  }
-
- private:
-  std::size_t n_tiles() const noexcept {
-    return ceil_div(params_.out_features, kernels::kSparseTile);
-  }
-  // The samples at the front that go over lists; none only where fewer do not either.
-  std::size_t rows_over_lists(std::size_t n_rows) const noexcept {
-    const std::size_t left = n_rows % kernels::kSparseSamples, narrow = std::min(left, kNarrow);
-    const double without = static_cast<double>(left);
-    const double with_narrow = costs_.narrow + static_cast<double>(left - narrow);
-    if (costs_.wide < std::min(without, with_narrow)) return n_rows;
-    return n_rows - left + (with_narrow < without ? narrow : 0);
-  }
-
-  ListCosts costs_;
-  std::bitset<kTableSize> zeros_;
-  std::string kernel_;
-  mutable std::once_flag made_;
-  mutable SparseCodebook lists_;
-  mutable kernels::CodebookSparseParams params_{};  // without lists until they are made
-};
 
 bool is_finite(const float* x, std::size_t count) noexcept {
   bool finite = true;
   for (std::size_t k = 0; k < count; ++k) finite &= std::fabs(x[k]) <= FLT_MAX;
   return finite;
-}
-
-bool serves(std::string_view backend, KernelId kernel, const PrepareContext& ctx) noexcept {
-  return ctx.selection.kernel_backend[static_cast<std::size_t>(kernel)] == backend;
 }
 
 // How many nibbles of a dword one input takes in a block of n_outputs.
@@ -168,10 +47,7 @@ class CodebookStep : public Step {
  public:
   void make_ready(std::size_t n_samples) const final {
     if (!sparse_) return;
-    sparse_->make_for(n_samples * rows_,
-                      [this](std::size_t first, std::size_t n, std::uint8_t* codes) {
-                        read_codes(first, n, codes);
-                      });
+    sparse_->make_for(n_samples * rows_, [this](const UseRow& use) { read_rows(use); });
   }
   std::string kernel_for(std::size_t n_samples) const final {
     return sparse_ ? sparse_->kernels_for(n_samples * rows_, kernel) : kernel;
@@ -181,8 +57,8 @@ class CodebookStep : public Step {
   }
 
  protected:
-  // As ReadCodes, from the packed weights.
-  virtual void read_codes(std::size_t first, std::size_t n, std::uint8_t* codes) const noexcept = 0;
+  // As ReadRows, from the packed weights.
+  virtual void read_rows(const UseRow& use) const = 0;
 
   std::size_t rows_ = 0;  // of a sample
   std::optional<SparseLists> sparse_;
@@ -207,7 +83,7 @@ class CodebookLinearStep final : public CodebookStep {
     const bool masked = op.bitmap.size() != 0 && values.size() == kTableSize;
     const auto zero_code = static_cast<std::uint8_t>(masked ? 0 : values.size() % kTableSize);
     const std::size_t code_bytes = code_bytes_of(op, in_features, out_features, masked);
-    CodebookRows weights(op, out_features, in_features);
+    const CodebookRows weights(op, out_features, in_features);
     pack(weights, code_bytes, in_features, out_features, masked, zero_code);
     bias_ = expand(op.bias, out_features);
     for (std::size_t o = 0; o < out_features; ++o) bias_[o] += 0.0F;  // no -0
@@ -221,10 +97,10 @@ class CodebookLinearStep final : public CodebookStep {
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     const std::size_t n_entries =
         finite ? sparse_entries(weights, out_features, in_features, zeros) : 0;
-    const bool avx512 = serves("avx512", KernelId::codebook_sparse_f32, ctx);
+    const bool avx512 = ctx.served_by("avx512", KernelId::codebook_sparse_f32);
     const ListCosts costs = scaled(avx512 ? kCostsOfFloatsAvx512 : kCostsOfFloats, n_entries,
                                    in_features * out_features);
-    if (n_entries != 0 && costs.wide < kernels::kSparseSamples) {
+    if (n_entries != 0 && costs.pay()) {
       sparse_.emplace(costs, in_features, out_features, zeros, values.size(), bias_.data(),
                       ctx.kernel_label(KernelId::codebook_sparse_f32));
       batch_bytes = bytes_of_tile(costs, n_entries);
@@ -298,41 +174,51 @@ class CodebookLinearStep final : public CodebookStep {
   }
 
   // The kernel's layout, kernels/codebook_linear/codebook_linear.h.
-  void pack(CodebookRows& weights, std::size_t code_bytes, std::size_t in_features,
+  void pack(const CodebookRows& weights, std::size_t code_bytes, std::size_t in_features,
             std::size_t out_features, bool masked, std::uint8_t zero_code) {
     codes_ = AlignedBuffer<std::uint8_t>(code_bytes);
     const auto zeros = static_cast<std::uint8_t>(zero_code | zero_code << 4U);
     std::fill_n(codes_.data(), codes_.size(), zeros);
     if (masked) mask_ = AlignedBuffer<std::uint8_t>(n_blocks_ * in_features * 16);
     for (std::size_t o = 0; o < out_features; ++o) {
-      const CodebookRows::Row row = weights.row(o);
       const std::size_t block = o / kernels::kCodebookBlock, in_block = o % kernels::kCodebookBlock;
       const std::size_t nibbles =
           nibbles_of(std::min(out_features - (o - in_block), kernels::kCodebookBlock));
       const std::size_t per_dword = 8 / nibbles, dword = in_block % 16 * 4, j = in_block / 16;
       std::uint8_t* codes = codes_.data() + block * in_features * 64 + dword;
-      for (std::size_t i = 0; i < row.codes.size(); ++i) {
-        const std::size_t k = row.positions[i], nibble = k % per_dword * nibbles + j;
+      weights.for_each(o, [&](std::size_t k, std::uint8_t code) {
+        const std::size_t nibble = k % per_dword * nibbles + j;
         // The nibble holds zero_code.
         codes[k / per_dword * 64 + nibble / 2] ^=
-            static_cast<std::uint8_t>((row.codes[i] ^ zero_code) << (nibble % 2 * 4));
+            static_cast<std::uint8_t>((code ^ zero_code) << (nibble % 2 * 4));
         if (masked) {
           mask_[(block * in_features + k) * 16 + in_block / 8] |=
               static_cast<std::uint8_t>(1U << (in_block % 8));
         }
-      }
+      });
     }
   }
 
-  // pack() put the codes of a tile into neighbouring dwords.
-  void read_codes(std::size_t first, std::size_t n, std::uint8_t* out) const noexcept override {
-    static_assert(16 % kernels::kSparseTile == 0);
+  void read_rows(const UseRow& use) const override {
+    const std::size_t stride = round_up(params_.in_features, kReadAlign);
+    std::vector<std::uint8_t> codes(kRowsReadAtOnce * stride);
+    for (std::size_t first = 0; first < params_.out_features; first += kRowsReadAtOnce) {
+      const std::size_t n = std::min(kRowsReadAtOnce, params_.out_features - first);
+      read_rows(first, n, stride, codes.data());
+      for (std::size_t r = 0; r < n; ++r) use(first + r, codes.data() + r * stride);
+    }
+  }
+
+  // pack() put the codes of rows that are read at once into neighbouring dwords.
+  static constexpr std::size_t kRowsReadAtOnce = 4;
+  static_assert(16 % kRowsReadAtOnce == 0);
+  void read_rows(std::size_t first, std::size_t n, std::size_t stride,
+                 std::uint8_t* out) const noexcept {
     const std::size_t block = first / kernels::kCodebookBlock,
                       in_block = first % kernels::kCodebookBlock;
     const std::size_t nibbles =
         nibbles_of(std::min(params_.out_features - (first - in_block), kernels::kCodebookBlock));
     const std::size_t per_dword = 8 / nibbles, j = in_block / 16;
-    const std::size_t stride = round_up(params_.in_features, kReadAlign);
     const std::uint8_t* codes =
         codes_.data() + block * params_.in_features * 64 + in_block % 16 * 4;
     for (std::size_t first_k = 0; first_k < params_.in_features;
@@ -376,44 +262,22 @@ class CodebookIntegerStep final : public CodebookStep {
         level_scale_(op.level_scale),
         max_magnitude_(ctx.kernels().max_magnitude_f32),
         round_(ctx.kernels().round_f32_i16),
-        dense_kernel_(ctx.kernels().codebook_linear_i16),
-        sliced_kernel_(ctx.kernels().codebook_linear_i16_sliced),
         sparse_kernel_(ctx.kernels().codebook_sparse_i16) {
     const auto [rows, in_features] = rows_of(ctx.tensor(op.input));
     rows_ = rows;
     in_features_ = in_features;
     out_features_ = rows_of(ctx.tensor(op.output)).channels;
-    CodebookRows weights(op, out_features_, in_features);
+    const CodebookRows weights(op, out_features_, in_features);
     const std::span<const std::int32_t> levels = op.levels.view();
     levels_ = AlignedBuffer<std::int16_t>(2 * kTableSize);
     for (std::size_t i = 0; i < levels.size(); ++i)
       levels_[i] = levels_[kTableSize + i] = static_cast<std::int16_t>(levels[i]);
     bias_ = expand(op.bias, out_features_);
-    // The sliced form is for the backend whose registers look inputs up; scalar's is an oracle.
-    std::optional<SlicedCodebook> sliced;
-    if (!serves("scalar", KernelId::codebook_linear_i16_sliced, ctx))
-      sliced = slice_codebook(weights, out_features_, in_features, levels);
-    if (sliced) {
-      sliced_ = std::move(*sliced);
-      sliced_params_ = {out_features_,        sliced_.group_steps,   sliced_.words.data(),
-                        sliced_.codes.data(), sliced_.starts.data(), sliced_.tiles.data(),
-                        sliced_.rows.data(),  levels_.data(),        bias_.data()};
-      n_items_ = sliced_.rows.size() / kernels::kCodebookTile;
-      make_lists(weights, levels, ctx);
-      kernel = ctx.kernel_label(KernelId::codebook_linear_i16_sliced);
-    } else {
-      // A free code stands for zero, whose level the table is filled with.
-      dense_ = dense_codebook(weights, out_features_, in_features, levels);
-      dense_params_ = {in_features,         round_up(in_features, kernels::kCodebookDenseAlign),
-                       dense_.codes.data(), levels_.data(),
-                       dense_.runs.data(),  bias_.data()};
-      n_items_ = ceil_div(out_features_, kRowsOfDenseItem);
-      make_lists(weights, levels, ctx);
-      kernel = ctx.kernel_label(KernelId::codebook_linear_i16);
-    }
+    form_ = make_codebook_form(weights, in_features, out_features_, levels, levels_.data(), ctx);
+    make_lists(weights, levels, ctx);
+    kernel = ctx.kernel_label(form_->kernel());
     macs = rows * in_features * out_features_;
-    param_bytes =
-        dense_.bytes() + sliced_.bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
+    param_bytes = form_->bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     if (sparse_) {
       param_bytes += pairs_.bytes();
       thread_scratch_bytes = sparse_->thread_scratch_bytes();
@@ -421,8 +285,9 @@ class CodebookIntegerStep final : public CodebookStep {
     q_stride_ = round_up(in_features + kernels::kCodebookWindow, 32);
     zeros_ = AlignedBuffer<float>(out_features_);
     measure_drift(op, weights);
-    sample_scratch_bytes = rows * (2 * q_stride_ * sizeof(std::int16_t) + 3 * sizeof(double)) +
-                           out_features_ * sizeof(float);
+    sample_scratch_bytes =
+        rows * (2 * q_stride_ * sizeof(std::int16_t) + form_->row_bytes() + 3 * sizeof(double)) +
+        out_features_ * sizeof(float);
   }
 
   void run(const RunContext& ctx) const noexcept override {
@@ -431,10 +296,12 @@ class CodebookIntegerStep final : public CodebookStep {
     const std::size_t n_rows = ctx.n_samples * rows_;
     auto* q = reinterpret_cast<std::int16_t*>(ctx.sample_scratch);
     std::int16_t* rest = q + n_rows * q_stride_;
-    auto* units = reinterpret_cast<double*>(rest + n_rows * q_stride_);
+    auto* prepared = reinterpret_cast<std::byte*>(rest + n_rows * q_stride_);
+    auto* units = reinterpret_cast<double*>(prepared + n_rows * form_->row_bytes());
     double* rest_units = units + n_rows;
     double* means = rest_units + n_rows;
     auto* rest_y = reinterpret_cast<float*>(means + n_rows);
+    const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
     ctx.pool->parallel_for(n_rows, [&](std::size_t begin, std::size_t end, std::size_t) {
       for (std::size_t r = begin; r < end; ++r) {
         const RoundedSample sample =
@@ -443,9 +310,9 @@ class CodebookIntegerStep final : public CodebookStep {
         units[r] = level_scale_ * sample.unit;
         rest_units[r] = level_scale_ * sample.rest_unit;
         means[r] = sample.mean;
+        if (r >= n_sparse) form_->prepare_row(q + r * q_stride_, prepared + r * form_->row_bytes());
       }
     });
-    const std::size_t n_sparse = sparse_ ? sparse_->rows_taken(n_rows) : 0;
     if (sparse_ && n_sparse != 0) {
       const SparseLists& lists = *sparse_;
       lists.for_each_item(*ctx.pool, n_sparse,
@@ -457,20 +324,26 @@ class CodebookIntegerStep final : public CodebookStep {
                                            y + row * out_features_, out_features_);
                           });
     }
-    ctx.pool->parallel_for(ceil_div(n_rows - n_sparse, kRowsPerItem) * n_items_,
-                           [&](std::size_t begin, std::size_t end, std::size_t) {
-                             for (std::size_t i = begin; i < end; ++i) {
-                               const std::size_t row = n_sparse + i / n_items_ * kRowsPerItem;
-                               multiply(i % n_items_, q + row * q_stride_,
-                                        std::min(kRowsPerItem, n_rows - row), units + row,
-                                        bias_.data(), y + row * out_features_);
-                             }
-                           });
+    const std::size_t n_items = form_->n_items();
+    ctx.pool->parallel_for(
+        ceil_div(n_rows - n_sparse, kRowsPerItem) * n_items,
+        [&](std::size_t begin, std::size_t end, std::size_t) {
+          for (std::size_t i = begin; i < end; ++i) {
+            const std::size_t row = n_sparse + i / n_items * kRowsPerItem;
+            form_->multiply(i % n_items,
+                            {q + row * q_stride_, q_stride_, prepared + row * form_->row_bytes(),
+                             std::min(kRowsPerItem, n_rows - row), units + row},
+                            bias_.data(), y + row * out_features_);
+          }
+        });
     for (std::size_t r = 0; r < n_rows; ++r) {
       if (rest_units[r] == 0.0) continue;
-      ctx.pool->parallel_for(n_items_, [&](std::size_t begin, std::size_t end, std::size_t) {
+      const CodebookForm::Inputs row{rest + r * q_stride_, q_stride_,
+                                     prepared + r * form_->row_bytes(), 1, rest_units + r};
+      form_->prepare_row(row.q, prepared + r * form_->row_bytes());
+      ctx.pool->parallel_for(n_items, [&](std::size_t begin, std::size_t end, std::size_t) {
         for (std::size_t item = begin; item < end; ++item)
-          multiply(item, rest + r * q_stride_, 1, rest_units + r, zeros_.data(), rest_y);
+          form_->multiply(item, row, zeros_.data(), rest_y);
       });
       for (std::size_t o = 0; o < out_features_; ++o) y[r * out_features_ + o] += rest_y[o];
     }
@@ -484,29 +357,15 @@ class CodebookIntegerStep final : public CodebookStep {
   }
 
  private:
-  static constexpr std::size_t kRowsOfDenseItem = 16;
+  void read_rows(const UseRow& use) const override { form_->read_rows(use); }
 
-  void read_codes(std::size_t first, std::size_t n, std::uint8_t* codes) const noexcept override {
-    const std::size_t stride = round_up(in_features_, kReadAlign);
-    for (std::size_t r = 0; r < n; ++r) {
-      if (dense_params_.codes != nullptr) {
-        read_dense_row(dense_.codes.data() + (first + r) * stride / 2, stride, codes + r * stride);
-      } else {
-        std::fill_n(codes + r * stride, stride, kNoCode);
-        read_sliced_row(sliced_, first + r, {levels_.data(), kTableSize}, codes + r * stride);
-      }
-    }
-  }
-
-  void make_lists(CodebookRows& weights, std::span<const std::int32_t> levels,
+  void make_lists(const CodebookRows& weights, std::span<const std::int32_t> levels,
                   const PrepareContext& ctx) {
     std::bitset<kTableSize> zeros;
     for (std::size_t i = 0; i < levels.size(); ++i) zeros[i] = levels[i] == 0;
     const std::size_t n_entries = sparse_entries(weights, out_features_, in_features_, zeros);
-    if (n_entries == 0) return;
-    const ListCosts costs = dense_params_.codes == nullptr
-                                ? kCostsBesideSliced
-                                : scaled(kCostsOfIntegers, n_entries, out_features_ * in_features_);
+    const ListCosts costs = form_->list_costs(n_entries);
+    if (n_entries == 0 || !costs.pay()) return;
     batch_bytes = bytes_of_tile(costs, n_entries);
     sparse_.emplace(costs, in_features_, out_features_, zeros, levels.size(), bias_.data(),
                     ctx.kernel_label(KernelId::codebook_sparse_i16));
@@ -536,38 +395,17 @@ class CodebookIntegerStep final : public CodebookStep {
     }
   }
 
-  // Outputs of one item for a batch of samples.
-  void multiply(std::size_t item, const std::int16_t* q, std::size_t batch, const double* units,
-                const float* bias, float* y) const noexcept {
-    if (dense_params_.codes != nullptr) {
-      kernels::CodebookDenseParams params = dense_params_;
-      params.bias = bias;
-      const std::size_t first = item * kRowsOfDenseItem;
-      dense_kernel_(params, q, batch, q_stride_, units, first,
-                    std::min(first + kRowsOfDenseItem, out_features_), y, out_features_);
-    } else {
-      kernels::CodebookSlicedParams params = sliced_params_;
-      params.bias = bias;
-      sliced_kernel_(params, q, batch, q_stride_, units, item, item + 1, y, out_features_);
-    }
-  }
-
   TensorId input_, output_;
   double level_scale_;
-  std::size_t in_features_ = 0, out_features_ = 0, n_items_ = 0, q_stride_ = 0;
+  std::size_t in_features_ = 0, out_features_ = 0, q_stride_ = 0;
   AlignedBuffer<std::int16_t> levels_;
   AlignedBuffer<float> bias_, zeros_;
   AlignedBuffer<double> drift_;  // empty where the levels are exact
-  DenseCodebook dense_;
-  SlicedCodebook sliced_;
+  std::unique_ptr<CodebookForm> form_;
   AlignedBuffer<std::uint32_t> pairs_;
   std::int32_t max_level_ = 0;
-  kernels::CodebookDenseParams dense_params_{};
-  kernels::CodebookSlicedParams sliced_params_{};
   kernels::max_magnitude_f32_fn max_magnitude_;
   kernels::round_f32_i16_fn round_;
-  kernels::codebook_linear_i16_fn dense_kernel_;
-  kernels::codebook_linear_i16_sliced_fn sliced_kernel_;
   kernels::codebook_sparse_i16_fn sparse_kernel_;
 };
 
