@@ -29,6 +29,14 @@ namespace {
   return (a + b - 1) / b;
 }
 
+// upper * 65536 and what `low`, known modulo 2^32, has beyond that.
+[[maybe_unused]] static inline std::int64_t local_sum_of_halves(std::int32_t low,
+                                                                std::int32_t upper) {
+  const std::uint32_t rest =
+      static_cast<std::uint32_t>(low) - (static_cast<std::uint32_t>(upper) << 16U);
+  return std::int64_t{upper} * 65536 + rest;
+}
+
 struct LocalTapRange {
   std::size_t begin, end;
 };

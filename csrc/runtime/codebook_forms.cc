@@ -17,21 +17,6 @@ constexpr ListCosts kCostsBesideDense{7, 14.5};
 constexpr ListCosts kCostsBesideSliced{18, 25};
 constexpr ListCosts kCostsBesideBytes{12, 24};
 
-template <class Codebook>
-void read_tiles(const Codebook& codebook, std::size_t in_features, std::size_t out_features,
-                std::span<const std::int16_t> levels, const UseRow& use) {
-  const std::size_t stride = round_up(in_features, kReadAlign);
-  std::vector<std::uint8_t> codes(kernels::kCodebookTile * stride);
-  for (std::size_t tile = 0; tile + 1 < codebook.tiles.size(); ++tile) {
-    std::ranges::fill(codes, kNoCode);
-    read_tile(codebook, tile, levels, stride, codes.data());
-    for (std::size_t l = 0; l < kernels::kCodebookTile; ++l) {
-      const std::size_t row = codebook.rows[tile * kernels::kCodebookTile + l];
-      if (row < out_features) use(row, codes.data() + l * stride);
-    }
-  }
-}
-
 class DenseForm final : public CodebookForm {
  public:
   DenseForm(DenseCodebook dense, std::size_t in_features, std::size_t out_features,
@@ -71,80 +56,88 @@ class DenseForm final : public CodebookForm {
   kernels::codebook_linear_i16_fn kernel_;
 };
 
-class SlicedForm final : public CodebookForm {
+// What the forms without zeros share: tiles of outputs.
+template <class Codebook>
+class TilesForm : public CodebookForm {
+ public:
+  std::size_t bytes() const noexcept final { return codebook_.bytes(); }
+  void read_rows(const UseRow& use) const final {
+    const std::size_t stride = round_up(in_features_, kReadAlign);
+    std::vector<std::uint8_t> codes(kernels::kCodebookTile * stride);
+    for (std::size_t tile = 0; tile < n_items(); ++tile) {
+      std::ranges::fill(codes, kNoCode);
+      read_tile(codebook_, tile, {table_, kTableSize}, stride, codes.data());
+      for (std::size_t l = 0; l < kernels::kCodebookTile; ++l) {
+        const std::size_t row = codebook_.rows[tile * kernels::kCodebookTile + l];
+        if (row < out_features_) use(row, codes.data() + l * stride);
+      }
+    }
+  }
+
+ protected:
+  TilesForm(KernelId kernel_id, Codebook codebook, std::size_t in_features,
+            std::size_t out_features, const std::int16_t* table)
+      : CodebookForm(kernel_id, codebook.rows.size() / kernels::kCodebookTile),
+        codebook_(std::move(codebook)),
+        in_features_(in_features),
+        out_features_(out_features),
+        table_(table) {}
+
+  Codebook codebook_;
+  std::size_t in_features_, out_features_;
+  const std::int16_t* table_;
+};
+
+class SlicedForm final : public TilesForm<SlicedCodebook> {
  public:
   SlicedForm(SlicedCodebook sliced, std::size_t in_features, std::size_t out_features,
              const std::int16_t* table, const PrepareContext& ctx)
-      : CodebookForm(KernelId::codebook_linear_i16_sliced,
-                     sliced.rows.size() / kernels::kCodebookTile),
-        sliced_(std::move(sliced)),
-        in_features_(in_features),
-        params_{out_features,
-                sliced_.group_steps,
-                sliced_.words.data(),
-                sliced_.codes.data(),
-                sliced_.starts.data(),
-                sliced_.tiles.data(),
-                sliced_.rows.data(),
-                table,
-                nullptr},
+      : TilesForm(KernelId::codebook_linear_i16_sliced, std::move(sliced), in_features,
+                  out_features, table),
         kernel_(ctx.kernels().codebook_linear_i16_sliced) {}
 
-  std::size_t bytes() const noexcept override { return sliced_.bytes(); }
   ListCosts list_costs(std::size_t /*n_entries*/) const noexcept override {
     return kCostsBesideSliced;
   }
-  void read_rows(const UseRow& use) const override {
-    read_tiles(sliced_, in_features_, params_.out_features, {params_.levels, kTableSize}, use);
-  }
   void multiply(std::size_t item, const Inputs& inputs, const float* bias,
                 float* y) const noexcept override {
-    kernels::CodebookSlicedParams params = params_;
-    params.bias = bias;
+    const kernels::CodebookSlicedParams params{out_features_,
+                                               codebook_.group_steps,
+                                               codebook_.words.data(),
+                                               codebook_.codes.data(),
+                                               codebook_.starts.data(),
+                                               codebook_.tiles.data(),
+                                               codebook_.rows.data(),
+                                               table_,
+                                               bias};
     kernel_(params, inputs.q, inputs.n, inputs.q_stride, inputs.units, item, item + 1, y,
-            params_.out_features);
+            out_features_);
   }
 
  private:
-  SlicedCodebook sliced_;
-  std::size_t in_features_;
-  kernels::CodebookSlicedParams params_;
   kernels::codebook_linear_i16_sliced_fn kernel_;
 };
 
-class BytesForm final : public CodebookForm {
+class BytesForm final : public TilesForm<BytesCodebook> {
  public:
   BytesForm(BytesCodebook bytes, std::size_t in_features, std::size_t out_features,
             const std::int16_t* table, const PrepareContext& ctx)
-      : CodebookForm(KernelId::codebook_linear_i16_bytes,
-                     bytes.rows.size() / kernels::kCodebookTile),
-        bytes_(std::move(bytes)),
-        in_features_(in_features),
+      : TilesForm(KernelId::codebook_linear_i16_bytes, std::move(bytes), in_features, out_features,
+                  table),
         stride_(round_up(in_features + kernels::kCodebookBytesWindow, kernels::kSplitAlign)),
-        params_{out_features,
-                bytes_.entries.data(),
-                bytes_.starts.data(),
-                bytes_.tiles.data(),
-                bytes_.rows.data(),
-                table,
-                nullptr},
         split_(ctx.kernels().split_i16_u8),
         kernel_(ctx.kernels().codebook_linear_i16_bytes) {
     static_assert(kernels::kCodebookBytesWindow + kernels::kSplitAlign <= kernels::kCodebookWindow);
   }
 
-  std::size_t bytes() const noexcept override { return bytes_.bytes(); }
   ListCosts list_costs(std::size_t n_entries) const noexcept override {
     // Lists take time for their entries, this form for its own, of which some only fill up, and
     // both for every output.
-    const auto n_weights = static_cast<double>(params_.out_features * in_features_);
+    const auto n_weights = static_cast<double>(out_features_ * in_features_);
     const double of_lists = static_cast<double>(n_entries) / n_weights;
     const double of_form =
-        static_cast<double>(bytes_.starts.size() * 2 * kernels::kCodebookTile) / n_weights;
+        static_cast<double>(codebook_.starts.size() * 2 * kernels::kCodebookTile) / n_weights;
     return kCostsBesideBytes * ((of_lists + 0.05) / 0.3 / ((of_form + 0.02) / 0.354));
-  }
-  void read_rows(const UseRow& use) const override {
-    read_tiles(bytes_, in_features_, params_.out_features, {params_.levels, kTableSize}, use);
   }
   std::size_t row_bytes() const noexcept override { return 2 * stride_; }
   void prepare_row(const std::int16_t* q, std::byte* row) const noexcept override {
@@ -153,16 +146,19 @@ class BytesForm final : public CodebookForm {
   }
   void multiply(std::size_t item, const Inputs& inputs, const float* bias,
                 float* y) const noexcept override {
-    kernels::CodebookBytesParams params = params_;
-    params.bias = bias;
+    const kernels::CodebookBytesParams params{out_features_,
+                                              codebook_.entries.data(),
+                                              codebook_.starts.data(),
+                                              codebook_.tiles.data(),
+                                              codebook_.rows.data(),
+                                              table_,
+                                              bias};
     kernel_(params, reinterpret_cast<const std::uint8_t*>(inputs.prepared), inputs.n, stride_,
-            inputs.units, item, item + 1, y, params_.out_features);
+            inputs.units, item, item + 1, y, out_features_);
   }
 
  private:
-  BytesCodebook bytes_;
-  std::size_t in_features_, stride_;  // stride_: of lower and of upper bytes
-  kernels::CodebookBytesParams params_;
+  std::size_t stride_;  // of lower and of upper bytes
   kernels::split_i16_u8_fn split_;
   kernels::codebook_linear_i16_bytes_fn kernel_;
 };

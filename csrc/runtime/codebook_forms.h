@@ -27,7 +27,7 @@ class CodebookForm {
   virtual ~CodebookForm() = default;
   // Of the work, along the outputs.
   std::size_t n_items() const noexcept { return n_items_; }
-  KernelId kernel() const noexcept { return kernel_; }
+  KernelId kernel_id() const noexcept { return kernel_id_; }
   virtual std::size_t bytes() const noexcept = 0;
   // Of lists beside this form, whose n_entries weights are not zero.
   virtual ListCosts list_costs(std::size_t n_entries) const noexcept = 0;
@@ -42,10 +42,11 @@ class CodebookForm {
                         float* y) const noexcept = 0;
 
  protected:
-  CodebookForm(KernelId kernel, std::size_t n_items) : kernel_(kernel), n_items_(n_items) {}
+  CodebookForm(KernelId kernel_id, std::size_t n_items)
+      : kernel_id_(kernel_id), n_items_(n_items) {}
 
  private:
-  KernelId kernel_;
+  KernelId kernel_id_;
   std::size_t n_items_;
 };
 

@@ -50,7 +50,7 @@ std::unique_ptr<std::uint8_t[]> unpack(std::span<const std::uint8_t> packed,
   return codes;
 }
 
-using Magnitudes = std::array<std::uint32_t, 16>;  // of the levels
+using Magnitudes = std::array<std::uint32_t, kTableSize>;  // of the levels
 
 // The weights of one lane of a tile, and how far they are scheduled.
 struct Lane {
@@ -386,7 +386,7 @@ void read_tile(const BytesCodebook& bytes, std::size_t tile, std::span<const std
 }
 
 std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                           const std::bitset<16>& zeros) {
+                           const std::bitset<kTableSize>& zeros) {
   std::size_t n_entries = 0;
   for (std::size_t r = 0; r < rows; ++r) {
     const auto kept = [&](std::uint8_t code) { return !zeros[code]; };
@@ -398,7 +398,8 @@ std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::s
 }
 
 std::optional<SparseCodebook> sparse_codebook(const ReadRows& read, std::size_t rows,
-                                              std::size_t columns, const std::bitset<16>& zeros) {
+                                              std::size_t columns,
+                                              const std::bitset<kTableSize>& zeros) {
   constexpr std::size_t kGroup = kSparseTile * kSparseGroup;
   const std::size_t n_tiles = ceil_div(rows, kSparseTile);
   const std::size_t n_chunks = ceil_div(columns, kSparseChunk);

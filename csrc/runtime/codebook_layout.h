@@ -126,11 +126,12 @@ using ReadRows = std::function<void(const UseRow& use)>;
 // kMaxSparseShare / 16 entries, of 20 bits and little more, per weight position.
 inline constexpr std::size_t kMaxSparseShare = 9;
 std::optional<SparseCodebook> sparse_codebook(const ReadRows& read, std::size_t rows,
-                                              std::size_t columns, const std::bitset<16>& zeros);
+                                              std::size_t columns,
+                                              const std::bitset<kTableSize>& zeros);
 // About how many entries they will have, from the number of weights; 0 where that alone says that
 // there will be nothing.
 std::size_t sparse_entries(const CodebookRows& weights, std::size_t rows, std::size_t columns,
-                           const std::bitset<16>& zeros);
+                           const std::bitset<kTableSize>& zeros);
 
 // codebook_linear_i16: codes [rows][round_up(columns, 64) / 2].
 struct DenseCodebook {

@@ -15,10 +15,10 @@ std::size_t bytes_of_tile(const ListCosts& costs, std::size_t n_entries) noexcep
 }
 
 SparseLists::SparseLists(const ListCosts& costs, std::size_t in_features, std::size_t out_features,
-                         const std::bitset<16>& zeros, std::size_t n_values, const float* bias,
-                         std::string kernel)
+                         const std::bitset<kTableSize>& zeros, std::size_t n_values,
+                         const float* bias, std::string kernel)
     : costs_(costs),
-      zeros_(zeros | std::bitset<16>().set() << n_values),
+      zeros_(zeros | std::bitset<kTableSize>().set() << n_values),
       kernel_(std::move(kernel)) {
   params_.in_features = in_features;
   params_.out_features = out_features;

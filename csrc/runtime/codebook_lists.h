@@ -44,7 +44,7 @@ class SparseLists {
   // Weights whose code is set in `zeros` are left out, and so are those of no value, whose code is
   // n_values or more.
   SparseLists(const ListCosts& costs, std::size_t in_features, std::size_t out_features,
-              const std::bitset<16>& zeros, std::size_t n_values, const float* bias,
+              const std::bitset<kTableSize>& zeros, std::size_t n_values, const float* bias,
               std::string kernel);
 
   // Makes the lists if n_rows samples would go over them, once.
@@ -89,7 +89,7 @@ class SparseLists {
   std::size_t rows_over_lists(std::size_t n_rows) const noexcept;
 
   ListCosts costs_;
-  std::bitset<16> zeros_;
+  std::bitset<kTableSize> zeros_;
   std::string kernel_;
   mutable std::once_flag made_;
   mutable SparseCodebook lists_;

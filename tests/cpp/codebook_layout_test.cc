@@ -6,6 +6,7 @@
 #include <bitset>
 #include <functional>
 #include <random>
+#include <type_traits>
 #include <utility>
 
 #include "format/writer.h"
@@ -59,36 +60,60 @@ struct Layer {
   std::vector<std::int32_t> levels;
 };
 
-// Every weight with a level is in its row once, and no group breaks its promises.
-void expect_complete(Layer& layer, const SlicedCodebook& sliced) {
-  std::vector<int> found(layer.codes.size(), 15);
-  ASSERT_EQ(sliced.rows.size(), (layer.rows + 15) / 16 * 16);
-  ASSERT_EQ(sliced.tiles.back(), sliced.starts.size());
-  for (std::size_t tile = 0; tile + 1 < sliced.tiles.size(); ++tile) {
-    for (std::size_t group = sliced.tiles[tile]; group < sliced.tiles[tile + 1]; ++group) {
-      ASSERT_LT(sliced.starts[group], layer.columns);
-      for (std::size_t lane = 0; lane < kCodebookTile; ++lane) {
-        const std::size_t row = sliced.rows[tile * kCodebookTile + lane];
-        std::int32_t sum = 0;
-        for (std::size_t i = 0; i < 2 * sliced.group_steps; ++i) {
-          const std::size_t step = i / 2, entry = 2 * lane + i % 2, half = sliced.group_steps / 2;
-          const std::uint16_t* words = sliced.words.data() + group * half * 32;
-          const unsigned code = step < half
-                                    ? words[step * 32 + entry] >> 12U
-                                    : sliced.codes[group * 32 + entry] >> (4 * (step - half)) & 15U;
-          if (code >= layer.levels.size() || layer.levels[code] == 0) continue;  // fills up
-          const std::size_t k =
-              sliced.starts[group] + (words[step / 2 * 32 + entry] >> (step % 2 * 6) & 63U);
-          ASSERT_LT(row, layer.rows);
-          ASSERT_LT(k, layer.columns);
-          ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
-          found[row * layer.columns + k] = static_cast<int>(code);
-          sum += std::abs(layer.levels[code]);
-        }
-        ASSERT_LE(sum, kernels::kCodebookGroupSum);
+// Calls use(group, lane, first input of the window, position in it, code) for every entry.
+template <class Use>
+void for_each_entry(const SlicedCodebook& sliced, const Use& use) {
+  const std::size_t half = sliced.group_steps / 2;
+  for (std::size_t group = 0; group < sliced.starts.size(); ++group) {
+    const std::uint16_t* words = sliced.words.data() + group * half * 32;
+    for (std::size_t step = 0; step < sliced.group_steps; ++step) {
+      for (std::size_t e = 0; e < 32; ++e) {
+        const unsigned code = step < half
+                                  ? words[step * 32 + e] >> 12U
+                                  : sliced.codes[group * 32 + e] >> (4 * (step - half)) & 15U;
+        use(group, e / 2, sliced.starts[group], words[step / 2 * 32 + e] >> (step % 2 * 6) & 63U,
+            code);
       }
     }
   }
+}
+template <class Use>
+void for_each_entry(const BytesCodebook& bytes, const Use& use) {
+  for (std::size_t i = 0; i < bytes.starts.size() * 32; ++i) {
+    const std::uint8_t entry = bytes.entries[i];
+    use(i / 32 / kCodebookBytesGroup, i % 32 / 2, bytes.starts[i / 32], entry >> 4U, entry & 15U);
+  }
+}
+
+// Every weight with a level is in its row once, and no group breaks its promises.
+template <class Codebook>
+void expect_complete(Layer& layer, const Codebook& codebook) {
+  constexpr bool kBytes = std::is_same_v<Codebook, BytesCodebook>;
+  constexpr std::size_t kStartsOfGroup = kBytes ? kCodebookBytesGroup : 1;
+  ASSERT_EQ(codebook.rows.size(), (layer.rows + 15) / 16 * 16);
+  ASSERT_EQ(codebook.tiles.size(), codebook.rows.size() / kCodebookTile + 1);
+  ASSERT_EQ(codebook.tiles.back(), codebook.starts.size());
+  std::vector<std::size_t> tile_of(codebook.starts.size() / kStartsOfGroup);
+  for (std::size_t tile = 0; tile + 1 < codebook.tiles.size(); ++tile) {
+    for (const std::size_t i : {tile, tile + 1}) ASSERT_EQ(codebook.tiles[i] % kStartsOfGroup, 0U);
+    for (std::size_t i = codebook.tiles[tile]; i < codebook.tiles[tile + 1]; ++i)
+      tile_of[i / kStartsOfGroup] = tile;
+  }
+  std::vector<int> found(layer.codes.size(), 15);
+  std::vector<std::int32_t> sums(tile_of.size() * kCodebookTile);
+  for_each_entry(codebook, [&](std::size_t group, std::size_t lane, std::size_t start,
+                               std::size_t position, unsigned code) {
+    ASSERT_LT(start, layer.columns);
+    if (code >= layer.levels.size() || layer.levels[code] == 0) return;  // fills up
+    const std::size_t row = codebook.rows[tile_of[group] * kCodebookTile + lane];
+    const std::size_t k = start + position;
+    ASSERT_LT(row, layer.rows);
+    ASSERT_LT(k, layer.columns);
+    ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
+    found[row * layer.columns + k] = static_cast<int>(code);
+    sums[group * kCodebookTile + lane] += std::abs(layer.levels[code]);
+  });
+  for (const std::int32_t sum : sums) ASSERT_LE(sum, kernels::kCodebookGroupSum);
   for (std::size_t i = 0; i < found.size(); ++i)
     ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
 }
@@ -188,38 +213,6 @@ TEST(SliceCodebook, RefusesLayersThatItCannotHoldSmall) {
 std::optional<BytesCodebook> bytes_of(Layer& layer) {
   const CodebookRows weights(layer.op, layer.rows, layer.columns);
   return slice_codebook_to_bytes(weights, layer.rows, layer.columns, layer.levels);
-}
-
-// Every weight with a level is in its row once, and no group breaks its promises.
-void expect_complete(Layer& layer, const BytesCodebook& bytes) {
-  std::vector<int> found(layer.codes.size(), 15);
-  ASSERT_EQ(bytes.rows.size(), (layer.rows + 15) / 16 * 16);
-  ASSERT_EQ(bytes.tiles.back(), bytes.starts.size());
-  for (std::size_t tile = 0; tile + 1 < bytes.tiles.size(); ++tile) {
-    ASSERT_EQ((bytes.tiles[tile + 1] - bytes.tiles[tile]) % kCodebookBytesGroup, 0U);
-    for (std::size_t lane = 0; lane < kCodebookTile; ++lane) {
-      const std::size_t row = bytes.rows[tile * kCodebookTile + lane];
-      std::int32_t sum = 0;
-      for (std::size_t step = bytes.tiles[tile]; step < bytes.tiles[tile + 1]; ++step) {
-        if ((step - bytes.tiles[tile]) % kCodebookBytesGroup == 0) sum = 0;
-        ASSERT_LT(bytes.starts[step], layer.columns);
-        for (std::size_t e = 0; e < 2; ++e) {
-          const std::uint8_t entry = bytes.entries[step * 32 + 2 * lane + e];
-          const std::size_t code = entry & 15U;
-          if (code >= layer.levels.size() || layer.levels[code] == 0) continue;  // fills up
-          const std::size_t k = bytes.starts[step] + (entry >> 4U);
-          ASSERT_LT(row, layer.rows);
-          ASSERT_LT(k, layer.columns);
-          ASSERT_EQ(found[row * layer.columns + k], 15) << "twice";
-          found[row * layer.columns + k] = static_cast<int>(code);
-          sum += std::abs(layer.levels[code]);
-        }
-        ASSERT_LE(sum, kernels::kCodebookGroupSum);
-      }
-    }
-  }
-  for (std::size_t i = 0; i < found.size(); ++i)
-    ASSERT_EQ(found[i], layer.codes[i] == 12 ? 15 : layer.codes[i]) << "weight " << i;
 }
 
 TEST(BytesCodebook, HoldsEveryWeightOnceAndIsReadBack) {

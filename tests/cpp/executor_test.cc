@@ -1642,8 +1642,7 @@ TEST(Executor, ProfileNamesTheKernelsThatABatchTakes) {
   }
 }
 
-// A quarter, all and an eightieth of the weights are not zero; batches of 8 go over lists where
-// those are faster.
+// Layers of which a quarter, all and a 64th of the weights are not zero.
 TEST(Executor, IntegerCodebookLayersTakeTheFormForTheirWeightsAndBackend) {
   const auto kernel_of = [](const std::string& backend, int halvings, bool sparse, std::size_t n) {
     Builder b(63);

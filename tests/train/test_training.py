@@ -176,7 +176,7 @@ def test_killed_run_ends_as_if_it_had_not_been(folder: Path, tmp_path: Path) -> 
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders are locked there alone")
+@pytest.mark.skipif(os.name != "posix", reason="Python locks folders on POSIX systems only")
 def test_two_runs_do_not_share_a_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fcntl
 

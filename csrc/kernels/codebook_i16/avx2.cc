@@ -210,9 +210,7 @@ static inline void write_tile(const CodebookBytesParams& p, std::size_t tile, co
     const std::size_t row = p.rows[tile * kCodebookTile + lane];
     if (row >= p.out_features) continue;
     const std::size_t at = lane % 8 / 4 * 8 + lane / 8 * 4 + lane % 4;
-    const std::uint32_t rest =
-        static_cast<std::uint32_t>(low[at]) - (static_cast<std::uint32_t>(upper[at]) << 16U);
-    const auto sum = static_cast<double>(std::int64_t{upper[at]} * 65536 + rest);
+    const auto sum = static_cast<double>(local_sum_of_halves(low[at], upper[at]));
     y[row] = p.bias[row] + static_cast<float>(sum * unit);
   }
 }

@@ -204,7 +204,7 @@ class CodebookLinearStep final : public CodebookStep {
     std::vector<std::uint8_t> codes(kRowsReadAtOnce * stride);
     for (std::size_t first = 0; first < params_.out_features; first += kRowsReadAtOnce) {
       const std::size_t n = std::min(kRowsReadAtOnce, params_.out_features - first);
-      read_rows(first, n, stride, codes.data());
+      unpack_rows(first, n, stride, codes.data());
       for (std::size_t r = 0; r < n; ++r) use(first + r, codes.data() + r * stride);
     }
   }
@@ -212,8 +212,8 @@ class CodebookLinearStep final : public CodebookStep {
   // pack() put the codes of rows that are read at once into neighbouring dwords.
   static constexpr std::size_t kRowsReadAtOnce = 4;
   static_assert(16 % kRowsReadAtOnce == 0);
-  void read_rows(std::size_t first, std::size_t n, std::size_t stride,
-                 std::uint8_t* out) const noexcept {
+  void unpack_rows(std::size_t first, std::size_t n, std::size_t stride,
+                   std::uint8_t* out) const noexcept {
     const std::size_t block = first / kernels::kCodebookBlock,
                       in_block = first % kernels::kCodebookBlock;
     const std::size_t nibbles =
@@ -275,7 +275,7 @@ class CodebookIntegerStep final : public CodebookStep {
     bias_ = expand(op.bias, out_features_);
     form_ = make_codebook_form(weights, in_features, out_features_, levels, levels_.data(), ctx);
     make_lists(weights, levels, ctx);
-    kernel = ctx.kernel_label(form_->kernel());
+    kernel = ctx.kernel_label(form_->kernel_id());
     macs = rows * in_features * out_features_;
     param_bytes = form_->bytes() + levels_.bytes() + bias_.bytes() + drift_.bytes();
     if (sparse_) {
