@@ -198,31 +198,32 @@ TEST_P(CodebookLinearI16, IsExactAtTheLimitOfLevelsInputsAndLength) {
 INSTANTIATE_TEST_SUITE_P(All, CodebookLinearI16, testing::ValuesIn(test::backends_under_test()),
                          test::backend_test_name);
 
-class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
- protected:
-  void SetUp() override {
-    if (GetParam().table->codebook_linear_i16_sliced == nullptr)
-      GTEST_SKIP() << "served by the next backend down";
-  }
-
-  // A plain schedule: windows of 64 inputs side by side, each as often as the fullest lane needs,
-  // every other one moved to the left as far as its weights allow. Rows go to lanes from the last
-  // to the first.
-  void check(const Case& c, std::size_t tile_begin = 0, std::size_t tile_end = SIZE_MAX) {
-    Problem problem(c);
-    const std::size_t n_tiles = (c.outputs + 15) / 16;
-    const std::size_t group_words = c.group_steps * 32;
-    std::vector<std::uint32_t> rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs));
+// A plain schedule of a problem without its zeros: windows of inputs side by side, each as often as
+// the fullest lane needs, every other one moved to the left as far as its weights allow. Rows go to
+// lanes from the last to the first, and the last group of a tile is filled up.
+struct PlainSchedule {
+  struct Entry {
+    std::size_t position = 0;
+    std::uint8_t code = 15;
+  };
+  // A start is a window and per_lane entries of each lane; starts_of_group of them are a group.
+  PlainSchedule(const Case& c, const Problem& problem, std::size_t window, std::size_t per_lane,
+                std::size_t starts_of_group)
+      : n_tiles((c.outputs + 15) / 16), rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs)) {
     for (std::size_t o = 0; o < c.outputs; ++o)
       rows[o] = static_cast<std::uint32_t>(c.outputs - 1 - o);
-    std::vector<std::uint16_t> words, starts;  // words: one entry each, position | code << 6
-    std::vector<std::uint32_t> tiles{0};
     for (std::size_t tile = 0; tile < n_tiles; ++tile) {
-      for (std::size_t window = 0; window < c.inputs; window += 64) {
+      std::vector<std::int32_t> sums(16);
+      const auto begin = [&](std::size_t start) {
+        if ((starts.size() - tiles.back()) % starts_of_group == 0) std::ranges::fill(sums, 0);
+        starts.push_back(static_cast<std::uint16_t>(start));
+        entries.resize(starts.size() * 16 * per_lane);
+      };
+      for (std::size_t first = 0; first < c.inputs; first += window) {
         std::vector<std::vector<std::size_t>> left(16);
         bool any = false;
         for (std::size_t l = 0; l < 16; ++l) {
-          for (std::size_t k = window; k < std::min(window + 64, c.inputs); ++k) {
+          for (std::size_t k = first; k < std::min(first + window, c.inputs); ++k) {
             const std::uint32_t row = rows[tile * 16 + l];
             if (row >= c.outputs || problem.codes[row * c.inputs + k] == 15) continue;
             left[l].push_back(k);
@@ -231,41 +232,76 @@ class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
         }
         while (any) {
           any = false;
-          std::size_t last = window;
+          std::size_t last = first;
           for (const auto& lane : left)
             for (const std::size_t k : lane) last = std::max(last, k);
-          const std::size_t start =
-              starts.size() % 2 == 1 && last >= 63 ? std::min(last - 63, window) : window;
-          starts.push_back(static_cast<std::uint16_t>(start));
-          const std::size_t base = words.size();
-          words.resize(base + group_words, 15U << 6U);
+          const std::size_t start = starts.size() % 2 == 1 && last >= window - 1
+                                        ? std::min(last - (window - 1), first)
+                                        : first;
+          begin(start);
           for (std::size_t l = 0; l < 16; ++l) {
-            std::int32_t sum = 0;
+            Entry* lane = entries.data() + ((starts.size() - 1) * 16 + l) * per_lane;
             std::size_t taken = 0;
-            for (; taken < std::min(left[l].size(), 2 * c.group_steps); ++taken) {
+            for (; taken < std::min(left[l].size(), per_lane); ++taken) {
               const std::size_t k = left[l][taken];
               const std::uint8_t code = problem.codes[rows[tile * 16 + l] * c.inputs + k];
-              sum += std::abs(std::int32_t{problem.levels[code]});
-              if (sum > kCodebookGroupSum) break;
-              words[base + taken / 2 * 32 + 2 * l + taken % 2] =
-                  static_cast<std::uint16_t>((k - start) | std::size_t{code} << 6U);
+              const std::int32_t level = std::abs(std::int32_t{problem.levels[code]});
+              if (sums[l] + level > kCodebookGroupSum) break;
+              sums[l] += level;
+              lane[taken] = {k - start, code};
             }
             left[l].erase(left[l].begin(), left[l].begin() + static_cast<std::ptrdiff_t>(taken));
             any = any || !left[l].empty();
           }
         }
       }
+      while ((starts.size() - tiles.back()) % starts_of_group != 0) begin(0);
       tiles.push_back(static_cast<std::uint32_t>(starts.size()));
     }
+  }
+
+  // Calls kernel(tile begin, tile end, y, y stride) and checks what it wrote.
+  void check(
+      const Case& c, const Problem& problem, std::size_t tile_begin, std::size_t tile_end,
+      const std::function<void(std::size_t, std::size_t, float*, std::size_t)>& kernel) const {
+    const std::size_t stride = c.outputs + c.gap;
+    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * stride + c.outputs, c.offset);
+    std::fill_n(y.data(), y.size(), test::kUntouched);
+    tile_end = std::min(tile_end, n_tiles);
+    kernel(tile_begin, tile_end, y.data(), stride);
+    check_outputs(c, problem, y, [&](std::size_t o) {
+      const std::size_t lane = c.outputs - 1 - o;
+      return lane / 16 >= tile_begin && lane / 16 < tile_end;
+    });
+  }
+
+  std::size_t n_tiles;
+  std::vector<std::uint32_t> rows, tiles{0};
+  std::vector<std::uint16_t> starts;
+  std::vector<Entry> entries;  // [starts][16 lanes][per_lane]
+};
+
+class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
+ protected:
+  void SetUp() override {
+    if (GetParam().table->codebook_linear_i16_sliced == nullptr)
+      GTEST_SKIP() << "served by the next backend down";
+  }
+
+  void check(const Case& c, std::size_t tile_begin = 0, std::size_t tile_end = SIZE_MAX) {
+    Problem problem(c);
+    const PlainSchedule schedule(c, problem, 64, 2 * c.group_steps, 1);
     const std::size_t half = c.group_steps / 2;
-    AlignedBuffer<std::uint16_t> packed(words.size() / 2);
-    AlignedBuffer<std::uint8_t> codes(words.size() / c.group_steps);
-    for (std::size_t i = 0; i < words.size(); ++i) {
-      const std::size_t group = i / group_words, step = i / 32 % c.group_steps, e = i % 32;
-      const unsigned code = words[i] >> 6U;
-      std::uint16_t* to = packed.data() + group * half * 32;
+    AlignedBuffer<std::uint16_t> words(schedule.entries.size() / 2);
+    AlignedBuffer<std::uint8_t> codes(schedule.entries.size() / c.group_steps);
+    for (std::size_t i = 0; i < schedule.entries.size(); ++i) {
+      const auto [position, code] = schedule.entries[i];
+      const std::size_t of_lane = i % (2 * c.group_steps), step = of_lane / 2;
+      const std::size_t group = i / (32 * c.group_steps);
+      const std::size_t e = i / (2 * c.group_steps) % 16 * 2 + of_lane % 2;
+      std::uint16_t* to = words.data() + group * half * 32;
       to[step / 2 * 32 + e] =
-          static_cast<std::uint16_t>(to[step / 2 * 32 + e] | (words[i] & 63U) << (step % 2 * 6));
+          static_cast<std::uint16_t>(to[step / 2 * 32 + e] | position << (step % 2 * 6));
       if (step < half) {
         to[step * 32 + e] = static_cast<std::uint16_t>(to[step * 32 + e] | code << 12U);
       } else {
@@ -275,24 +311,19 @@ class CodebookLinearI16Sliced : public testing::TestWithParam<BackendInfo> {
     }
     const CodebookSlicedParams params{.out_features = c.outputs,
                                       .group_steps = c.group_steps,
-                                      .words = packed.data(),
+                                      .words = words.data(),
                                       .codes = codes.data(),
-                                      .starts = starts.data(),
-                                      .tiles = tiles.data(),
-                                      .rows = rows.data(),
+                                      .starts = schedule.starts.data(),
+                                      .tiles = schedule.tiles.data(),
+                                      .rows = schedule.rows.data(),
                                       .levels = problem.levels.data(),
                                       .bias = problem.bias.data()};
-    const std::size_t stride = c.outputs + c.gap;
-    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * stride + c.outputs, c.offset);
-    std::fill_n(y.data(), y.size(), test::kUntouched);
-    tile_end = std::min(tile_end, n_tiles);
-    GetParam().table->codebook_linear_i16_sliced(params, problem.q.data(), c.batch,
-                                                 problem.q_stride, problem.units.data(), tile_begin,
-                                                 tile_end, y.data(), stride);
-    check_outputs(c, problem, y, [&](std::size_t o) {
-      const std::size_t lane = c.outputs - 1 - o;
-      return lane / 16 >= tile_begin && lane / 16 < tile_end;
-    });
+    schedule.check(c, problem, tile_begin, tile_end,
+                   [&](std::size_t begin, std::size_t end, float* y, std::size_t y_stride) {
+                     GetParam().table->codebook_linear_i16_sliced(
+                         params, problem.q.data(), c.batch, problem.q_stride, problem.units.data(),
+                         begin, end, y, y_stride);
+                   });
   }
 };
 
@@ -344,65 +375,14 @@ class CodebookLinearI16Bytes : public testing::TestWithParam<BackendInfo> {
       GTEST_SKIP() << "served by the next backend down";
   }
 
-  // A plain schedule: windows of 16 inputs side by side, each as often as the fullest lane needs,
-  // every other one moved to the left as far as its weights allow, the last ones of a tile filled
-  // up to whole groups. Rows go to lanes from the last to the first.
   void check(const Case& c, std::size_t tile_begin = 0, std::size_t tile_end = SIZE_MAX) {
     Problem problem(c);
-    const std::size_t n_tiles = (c.outputs + 15) / 16;
-    std::vector<std::uint32_t> rows(n_tiles * 16, static_cast<std::uint32_t>(c.outputs));
-    for (std::size_t o = 0; o < c.outputs; ++o)
-      rows[o] = static_cast<std::uint32_t>(c.outputs - 1 - o);
-    std::vector<std::uint8_t> packed;
-    std::vector<std::uint16_t> starts;
-    std::vector<std::uint32_t> tiles{0};
-    for (std::size_t tile = 0; tile < n_tiles; ++tile) {
-      std::vector<std::int32_t> sums(16);
-      const auto begin_step = [&](std::size_t start) {
-        if ((starts.size() - tiles.back()) % kCodebookBytesGroup == 0) std::ranges::fill(sums, 0);
-        starts.push_back(static_cast<std::uint16_t>(start));
-        packed.resize(packed.size() + 32, 15U);
-        return packed.data() + packed.size() - 32;
-      };
-      for (std::size_t start = 0; start < c.inputs; start += 16) {
-        std::vector<std::vector<std::size_t>> left(16);
-        bool any = false;
-        for (std::size_t l = 0; l < 16; ++l) {
-          for (std::size_t k = start; k < std::min(start + 16, c.inputs); ++k) {
-            const std::uint32_t row = rows[tile * 16 + l];
-            if (row >= c.outputs || problem.codes[row * c.inputs + k] == 15) continue;
-            left[l].push_back(k);
-            any = true;
-          }
-        }
-        while (any) {
-          any = false;
-          std::size_t last = start;
-          for (const auto& lane : left)
-            for (const std::size_t k : lane) last = std::max(last, k);
-          const std::size_t from =
-              starts.size() % 2 == 1 && last >= 15 ? std::min(last - 15, start) : start;
-          std::uint8_t* entries = begin_step(from);
-          for (std::size_t l = 0; l < 16; ++l) {
-            std::size_t taken = 0;
-            for (; taken < std::min<std::size_t>(left[l].size(), 2); ++taken) {
-              const std::size_t k = left[l][taken];
-              const std::uint8_t code = problem.codes[rows[tile * 16 + l] * c.inputs + k];
-              const std::int32_t level = std::abs(std::int32_t{problem.levels[code]});
-              if (sums[l] + level > kCodebookGroupSum) break;
-              sums[l] += level;
-              entries[2 * l + taken] = static_cast<std::uint8_t>((k - from) << 4U | code);
-            }
-            left[l].erase(left[l].begin(), left[l].begin() + static_cast<std::ptrdiff_t>(taken));
-            any = any || !left[l].empty();
-          }
-        }
-      }
-      while ((starts.size() - tiles.back()) % kCodebookBytesGroup != 0) begin_step(0);
-      tiles.push_back(static_cast<std::uint32_t>(starts.size()));
+    const PlainSchedule schedule(c, problem, kCodebookBytesWindow, 2, kCodebookBytesGroup);
+    AlignedBuffer<std::uint8_t> entries(schedule.entries.size());
+    for (std::size_t i = 0; i < schedule.entries.size(); ++i) {
+      const auto [position, code] = schedule.entries[i];
+      entries[i] = static_cast<std::uint8_t>(position << 4U | code);
     }
-    AlignedBuffer<std::uint8_t> entries(packed.size());
-    std::ranges::copy(packed, entries.data());
     // 15 bytes are read behind the last input.
     const std::size_t stride = c.inputs + kCodebookBytesWindow - 1;
     GuardedBuffer<std::uint8_t> bytes(c.batch * 2 * stride);
@@ -417,22 +397,17 @@ class CodebookLinearI16Bytes : public testing::TestWithParam<BackendInfo> {
     }
     const CodebookBytesParams params{.out_features = c.outputs,
                                      .entries = entries.data(),
-                                     .starts = starts.data(),
-                                     .tiles = tiles.data(),
-                                     .rows = rows.data(),
+                                     .starts = schedule.starts.data(),
+                                     .tiles = schedule.tiles.data(),
+                                     .rows = schedule.rows.data(),
                                      .levels = problem.levels.data(),
                                      .bias = problem.bias.data()};
-    const std::size_t y_stride = c.outputs + c.gap;
-    GuardedBuffer<float> y(c.batch == 0 ? 0 : (c.batch - 1) * y_stride + c.outputs, c.offset);
-    std::fill_n(y.data(), y.size(), test::kUntouched);
-    tile_end = std::min(tile_end, n_tiles);
-    GetParam().table->codebook_linear_i16_bytes(params, bytes.data(), c.batch, stride,
-                                                problem.units.data(), tile_begin, tile_end,
-                                                y.data(), y_stride);
-    check_outputs(c, problem, y, [&](std::size_t o) {
-      const std::size_t lane = c.outputs - 1 - o;
-      return lane / 16 >= tile_begin && lane / 16 < tile_end;
-    });
+    schedule.check(c, problem, tile_begin, tile_end,
+                   [&](std::size_t begin, std::size_t end, float* y, std::size_t y_stride) {
+                     GetParam().table->codebook_linear_i16_bytes(params, bytes.data(), c.batch,
+                                                                 stride, problem.units.data(),
+                                                                 begin, end, y, y_stride);
+                   });
   }
 };
 
