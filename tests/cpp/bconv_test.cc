@@ -374,6 +374,29 @@ TEST_P(Bconv, MatchesTheLoopNestForEveryWindow) {
   }
 }
 
+// Kernels may prepare about 2000 words of inputs at once: rows of more, windows of as many and of
+// more.
+TEST_P(Bconv, MatchesTheLoopNestForLongRowsAndLargeWindows) {
+  struct Size {
+    std::size_t in_w, words;
+    int planes;
+  };
+  for (const Size size : {Size{400, 3, 1}, Size{9, 75, 2}, Size{4, 150, 1}, Size{3, 341, 1},
+                          Size{3, 342, 1}, Size{2, 400, 2}}) {
+    for (const std::size_t stride : {1U, 2U}) {
+      for (const std::size_t dilation : {1U, 2U}) {
+        if (stride == 2 && size.in_w < 9) continue;
+        Case c;
+        c.in_h = 2, c.in_w = size.in_w, c.in_channels = size.words * 32 - 5, c.out_channels = 18;
+        c.stride_w = stride, c.dilation_w = dilation, c.pad_left = c.pad_right = dilation;
+        if (size.planes == 2) c.activation = {Activation::kLinear, 0, 1, 2};
+        run(c);
+        if (HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
 TEST_P(Bconv, MatchesTheLoopNestForEveryEncoding) {
   const std::vector<Activation> activations = {
       {Activation::kLinear, 1, -2, 1}, {Activation::kLinear, -1, 2, 1},

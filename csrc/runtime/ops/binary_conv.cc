@@ -35,7 +35,9 @@ using kernels::kBconvBlock;
 
 // Weight blocks that one call works on: few enough for their weights to stay in the L1 or L2 cache
 // while the rows of the map pass by. Even, so that a chunk's channels fill whole words of output.
-constexpr std::size_t kChunkBlocks = 4;
+// Kernels that look up have tiles of up to 8 blocks, and prepare a row of inputs once a call.
+constexpr std::size_t kChunkBlocks = 8;
+constexpr std::size_t kPopcountChunkBlocks = 4;
 constexpr std::size_t kSmallChunkBlocks = 2;
 // Samples that a fully connected layer takes at a time, as pixels of one row.
 constexpr std::size_t kBatchTile = 64;
@@ -154,6 +156,8 @@ class BinaryConvStep final : public Step {
                            (window_.dilation_w == 1 || in_.w == 1) && window_.pad_top == 0 &&
                            window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
+    const std::size_t most_blocks =
+        ctx.served_by("avx512", KernelId::bconv_b1_i32) ? kPopcountChunkBlocks : kChunkBlocks;
     if (window_.kernel_h == 1 && window_.kernel_w == 1 && window_.stride_h == 1 &&
         window_.stride_w == 1 && in_.h == out_.h && in_.w == out_.w) {
       // Whether make_signs() will find that no sum is stored.
@@ -162,7 +166,7 @@ class BinaryConvStep final : public Step {
                          (in_layout_.planes == 1 || encoding.kind == Encoding::Kind::kSignZero);
       const std::size_t n_rows =
           rows_to_join(in_, signs ? kJoinedSignPixels : kJoinedPixels,
-                       groups_ > 1 ? 1 : ceil_div(n_blocks_, kChunkBlocks), ctx.n_threads);
+                       groups_ > 1 ? 1 : ceil_div(n_blocks_, most_blocks), ctx.n_threads);
       in_.h = out_.h /= n_rows;
       in_.w = out_.w *= n_rows;
     }
@@ -194,7 +198,7 @@ class BinaryConvStep final : public Step {
       biases_ = expand(op.bias, out_.c);
     }
 
-    chunk_blocks_ = groups_ > 1 ? n_blocks_ : std::min(kChunkBlocks, n_blocks_);
+    chunk_blocks_ = groups_ > 1 ? n_blocks_ : std::min(most_blocks, n_blocks_);
     if (groups_ == 1 && ceil_div(n_blocks_, chunk_blocks_) * out_.h < 2 * ctx.n_threads) {
       chunk_blocks_ = std::min(kSmallChunkBlocks, n_blocks_);
     }
