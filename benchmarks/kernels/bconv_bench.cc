@@ -93,6 +93,7 @@ Macs macs_of(const Shape& s) {
 limits::bconv_b1_fn* limit_of(std::string_view backend) {
 #if defined(__x86_64__)
   if (backend == "avx512") return limits::avx512::bconv_b1;
+  if (backend == "avx512vnni" || backend == "avx512bw") return limits::avx512bw::bconv_b1;
   if (backend == "avx2") return limits::avx2::bconv_b1;
 #endif
   return backend == "scalar" ? limits::scalar::bconv_b1 : nullptr;
@@ -152,6 +153,7 @@ class KernelProblem {
   void choose(const Selection& selection) {
     const KernelTable& kernels = selection.kernels;
     kernel_ = kernels.bconv_b1_i32;
+    chunk_blocks_ = selection.backend == "avx512" ? 4 : 8;
     const std::size_t row_words = rows_.size() / n_channels_;
     weights_ = AlignedBuffer<std::uint32_t>(
         kernels.bconv_b1_pack(nullptr, n_channels_, row_words, nullptr));
@@ -161,10 +163,9 @@ class KernelProblem {
   }
   // The whole layer, as the executor calls it: few blocks at a time, all rows with the same ones.
   void run() {
-    constexpr std::size_t kChunkBlocks = 4;
     const std::size_t stride = params_.n_blocks * kBconvBlock;
-    for (std::size_t block = 0; block < params_.n_blocks; block += kChunkBlocks) {
-      const std::size_t end = std::min(block + kChunkBlocks, params_.n_blocks);
+    for (std::size_t block = 0; block < params_.n_blocks; block += chunk_blocks_) {
+      const std::size_t end = std::min(block + chunk_blocks_, params_.n_blocks);
       for (std::size_t oy = 0; oy < out_h_; ++oy) {
         kernel_(params_, input_.data(), oy, block, end,
                 out_.data() + oy * params_.out_w * stride + block * kBconvBlock, stride);
@@ -186,6 +187,7 @@ class KernelProblem {
   std::vector<std::uint32_t> class_;
   BconvParams params_;
   bconv_b1_i32_fn kernel_ = nullptr;
+  std::size_t chunk_blocks_ = 0;
 };
 
 // One layer of a model: packed signs to packed signs.

@@ -12,14 +12,20 @@ namespace {
 // A backend that this architecture cannot compile has no table.
 #if defined(__x86_64__)
 constexpr const KernelTable* kAvx512Table = &avx512::table;
+constexpr const KernelTable* kAvx512VnniTable = &avx512vnni::table;
+constexpr const KernelTable* kAvx512BwTable = &avx512bw::table;
 constexpr const KernelTable* kAvx2Table = &avx2::table;
 #else
 constexpr const KernelTable* kAvx512Table = nullptr;
+constexpr const KernelTable* kAvx512VnniTable = nullptr;
+constexpr const KernelTable* kAvx512BwTable = nullptr;
 constexpr const KernelTable* kAvx2Table = nullptr;
 #endif
 constexpr const KernelTable* kScalarTable = &scalar::table;
 
 #define TAC_TABLE_avx512 kAvx512Table
+#define TAC_TABLE_avx512vnni kAvx512VnniTable
+#define TAC_TABLE_avx512bw kAvx512BwTable
 #define TAC_TABLE_avx2 kAvx2Table
 #define TAC_TABLE_scalar kScalarTable
 constexpr BackendInfo kBackends[] = {

@@ -37,6 +37,14 @@ namespace avx2 {
 #include "kernels/kernels.def"
 extern const KernelTable table;
 }  // namespace avx2
+namespace avx512bw {
+#include "kernels/kernels.def"
+extern const KernelTable table;
+}  // namespace avx512bw
+namespace avx512vnni {
+#include "kernels/kernels.def"
+extern const KernelTable table;
+}  // namespace avx512vnni
 namespace avx512 {
 #include "kernels/kernels.def"
 extern const KernelTable table;

@@ -115,9 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
+    backend_help = "avx512, avx512vnni, avx512bw, avx2 or scalar (default: the best that this CPU runs)"
+
     def engine_options(added: argparse.ArgumentParser) -> None:
         added.add_argument("--threads", type=positive, default=1, help="threads to run with (default 1)")
-        added.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
+        added.add_argument("--backend", help=backend_help)
 
     convert = command("convert", _convert, "Convert an ONNX model into a .tacbin file.")
     convert.add_argument("model", type=Path, help="ONNX file")
@@ -212,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("model", type=Path, help="the .tacbin file")
     verify.add_argument("--data", type=Path, help=".npy array of inputs [N, ...] (default: random ones)")
     verify.add_argument("--samples", type=positive, help="how many samples (default: all of the data, or 64)")
-    verify.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
+    verify.add_argument("--backend", help=backend_help)
 
     profile = command("profile", _profile, "Time every layer of a model.")
     profile.add_argument("model", type=Path)
@@ -233,7 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=positive, nargs="+", default=[1, 16], help="batch sizes (default 1 16)")
     bench.add_argument("--threads", type=positive, nargs="+", default=[1], help="numbers of threads (default 1)")
     bench.add_argument("--seconds", type=number, default=1.0, help="time for each measurement (default 1)")
-    bench.add_argument("--backend", help="avx512, avx2 or scalar (default: the best that this CPU runs)")
+    bench.add_argument("--backend", help=backend_help)
 
     squeeze = command(
         "compress",

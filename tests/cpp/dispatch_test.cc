@@ -14,12 +14,15 @@ namespace {
 
 constexpr CpuFeatures kHaswell = kPopcnt | kAvx2 | kFma;
 constexpr CpuFeatures kSkylakeX = kHaswell | kAvx512F | kAvx512BW | kAvx512DQ | kAvx512VL;
-constexpr CpuFeatures kIceLake = kSkylakeX | kAvx512Vpopcntdq | kAvx512Vnni;
+constexpr CpuFeatures kCascadeLake = kSkylakeX | kAvx512Vnni;
+constexpr CpuFeatures kIceLake = kCascadeLake | kAvx512Vpopcntdq;
 
 #if defined(__x86_64__)
 TEST(SelectKernels, PicksTheBestThatThePretendCpuRuns) {
   EXPECT_EQ(select_kernels(kIceLake, "").backend, "avx512");
-  EXPECT_EQ(select_kernels(kSkylakeX, "").backend, "avx2");
+  EXPECT_EQ(select_kernels(kCascadeLake, "").backend, "avx512vnni");
+  EXPECT_EQ(select_kernels(kSkylakeX, "").backend, "avx512bw");
+  EXPECT_EQ(select_kernels(kSkylakeX & ~kAvx512BW, "").backend, "avx2");
   EXPECT_EQ(select_kernels(kHaswell, "").backend, "avx2");
   EXPECT_EQ(select_kernels(kHaswell & ~kFma, "").backend, "scalar");
 }

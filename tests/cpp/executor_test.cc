@@ -710,9 +710,9 @@ TEST(Executor, CodebookLayersInBatchesGiveTheBitsOfSingleSamples) {
           batch[0].resize(n * kInputs);
           const std::vector<InputArray> inputs{{batch[0].data(), nullptr}};
           EXPECT_EQ(engine.profile(inputs, n, 1)[1].kernel.starts_with("codebook_sparse"),
-                    n > (backend.name == "avx512" ? without_avx512
-                         : backend.name == "avx2" ? without_avx2
-                                                  : without))
+                    n > (backend.name.starts_with("avx512") ? without_avx512
+                         : backend.name == "avx2"           ? without_avx2
+                                                            : without))
               << backend.name << ", batch " << n;
           const Outputs y = run_engine(engine, batch, n);
           for (std::size_t i = 0; i < n * kOutputs; ++i) {
@@ -1653,9 +1653,10 @@ TEST(Executor, IntegerCodebookLayersTakeTheFormForTheirWeightsAndBackend) {
   };
   for (const auto& backend : test::backends_under_test()) {
     const std::string name(backend.name);
-    const std::string form = name == "avx512" ? "codebook_linear_i16_sliced/avx512"
-                             : name == "avx2" ? "codebook_linear_i16_bytes/avx2"
-                                              : "codebook_linear_i16/scalar";
+    const std::string form = name == "scalar"     ? "codebook_linear_i16/scalar"
+                             : name == "avx2"     ? "codebook_linear_i16_bytes/avx2"
+                             : name == "avx512bw" ? "codebook_linear_i16_sliced/avx512bw"
+                                                  : "codebook_linear_i16_sliced/avx512vnni";
     EXPECT_EQ(kernel_of(name, 2, true, 1), form);
     EXPECT_EQ(kernel_of(name, 0, false, 1), name == "scalar" ? form : "codebook_linear_i16/avx2");
     if (name != "avx2") continue;

@@ -14,6 +14,9 @@ bconv_b1_fn bconv_b1;
 namespace avx2 {
 bconv_b1_fn bconv_b1;
 }
+namespace avx512bw {
+bconv_b1_fn bconv_b1;
+}
 namespace avx512 {
 bconv_b1_fn bconv_b1;
 }

@@ -97,7 +97,7 @@ class CodebookLinearStep final : public CodebookStep {
     param_bytes = codes_.bytes() + mask_.bytes() + table_.bytes() + bias_.bytes();
     const std::size_t n_entries =
         finite ? sparse_entries(weights, out_features, in_features, zeros) : 0;
-    const bool avx512 = ctx.served_by("avx512", KernelId::codebook_sparse_f32);
+    const bool avx512 = ctx.served_by("avx512bw", KernelId::codebook_sparse_f32);
     const ListCosts costs = scaled(avx512 ? kCostsOfFloatsAvx512 : kCostsOfFloats, n_entries,
                                    in_features * out_features);
     if (n_entries != 0 && costs.pay()) {

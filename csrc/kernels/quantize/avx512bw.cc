@@ -8,7 +8,7 @@
 #include "kernels/backend_local.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 namespace {
 
 static inline __mmask16 reaches(__m512i x, const std::int32_t* threshold) {
@@ -152,4 +152,4 @@ void dequantize_bits_f32(const DequantizeParams& p, const std::uint32_t* bits, s
   }
 }
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

@@ -5,9 +5,9 @@
 #include "kernels/kernel_table.h"
 #include "kernels/pool/pool.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 
 #include "kernels/backend_vector_avx512.inc"
 #include "kernels/pool/vectorized.inc"
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

@@ -14,7 +14,7 @@
 #include "kernels/codebook_linear/codebook_linear.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 namespace {
 
 constexpr std::size_t kChunk = 512;
@@ -267,4 +267,4 @@ void codebook_linear_f32(const CodebookLinearParams& params, const float* x, std
   }
 }
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

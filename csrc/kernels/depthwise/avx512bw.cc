@@ -6,9 +6,9 @@
 #include "kernels/depthwise/depthwise.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 
 #include "kernels/backend_vector_avx512.inc"
 #include "kernels/depthwise/vectorized.inc"
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

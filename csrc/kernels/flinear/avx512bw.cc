@@ -10,7 +10,7 @@
 #include "kernels/flinear/flinear.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 namespace {
 
 constexpr std::size_t kChunk = 1024;  // 4 blocks: 256 KiB of weights
@@ -105,4 +105,4 @@ void linear_f32(const LinearParams& params, const float* x, std::size_t batch, s
   for (; block < block_end; ++block) blocks<1>(params, block, x, batch, x_stride, y, y_stride);
 }
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

@@ -5,7 +5,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/rounding/rounding.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 namespace {
 
 static inline __mmask16 last_lanes(std::size_t count) {
@@ -44,4 +44,4 @@ void round_f32_i16(const RoundingScale& scale, const float* x, std::size_t count
                                     rounded(_mm512_maskz_loadu_ps(last, x + whole)));
 }
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

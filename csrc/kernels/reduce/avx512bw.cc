@@ -4,7 +4,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/reduce/reduce_local.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 
 #include "kernels/backend_vector_avx512.inc"
 
@@ -48,4 +48,4 @@ static inline Wide smaller(Wide a, Wide b) {
 
 #include "kernels/reduce/vectorized.inc"
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

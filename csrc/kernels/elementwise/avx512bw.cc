@@ -7,7 +7,7 @@
 #include "kernels/elementwise/libm_local.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 
 #include "kernels/backend_vector_avx512.inc"
 
@@ -39,4 +39,4 @@ constexpr std::size_t kChainRows = 4;  // 8 registers
 
 #include "kernels/elementwise/vectorized.inc"
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

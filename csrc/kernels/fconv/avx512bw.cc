@@ -18,7 +18,7 @@
 #include "kernels/fconv/fconv.h"
 #include "kernels/kernel_table.h"
 
-namespace tac::kernels::avx512 {
+namespace tac::kernels::avx512bw {
 namespace {
 
 // Where the taps of a tile lie: n_rows kernel rows, each n_runs pieces of run_len values that are
@@ -205,4 +205,4 @@ void conv_f32(const ConvParams& params, const float* input, std::size_t oy_begin
   }
 }
 
-}  // namespace tac::kernels::avx512
+}  // namespace tac::kernels::avx512bw

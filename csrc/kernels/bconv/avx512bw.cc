@@ -1,0 +1,71 @@
+// bconv_b1_i32 and bconv_b1_bits, AVX-512 without a popcount instruction: tiles of 4 pixels x 128
+// channels.
+#include <immintrin.h>
+
+#include "kernels/backend_local.h"
+#include "kernels/bconv/bconv.h"
+#include "kernels/kernel_table.h"
+
+namespace tac::kernels::avx512bw {
+namespace {
+
+using Vec = __m512i;
+constexpr std::size_t kBytes = 64;
+constexpr std::size_t kLanes = 16;
+
+inline Vec load(const void* p) {
+  return _mm512_load_si512(p);
+}
+inline void store(void* p, Vec v) {
+  _mm512_store_si512(p, v);
+}
+inline Vec load_table(const std::uint8_t* table) {
+  return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+}
+inline Vec look_up(Vec table, Vec index) {
+  return _mm512_shuffle_epi8(table, index);
+}
+inline Vec zero() {
+  return _mm512_setzero_si512();
+}
+inline Vec set(std::int32_t v) {
+  return _mm512_set1_epi32(v);
+}
+inline Vec add_u8(Vec a, Vec b) {
+  return _mm512_add_epi8(a, b);
+}
+inline Vec add_u16(Vec a, Vec b) {
+  return _mm512_add_epi16(a, b);
+}
+inline Vec add_i32(Vec a, Vec b) {
+  return _mm512_add_epi32(a, b);
+}
+inline Vec sub_i32(Vec a, Vec b) {
+  return _mm512_sub_epi32(a, b);
+}
+inline Vec mul_i32(Vec a, Vec b) {
+  return _mm512_mullo_epi32(a, b);
+}
+inline Vec bit_and(Vec a, Vec b) {
+  return _mm512_and_si512(a, b);
+}
+// The upper byte of every 16 bits, the upper half of every 32.
+inline Vec upper_u8(Vec v) {
+  return _mm512_srli_epi16(v, 8);
+}
+inline Vec upper_u16(Vec v) {
+  return _mm512_srli_epi32(v, 16);
+}
+inline Vec shift_right(Vec v, int n_bits) {
+  return _mm512_sra_epi32(v, _mm_cvtsi32_si128(n_bits));
+}
+// Bit i: a > b in lane i.
+inline std::uint32_t greater(Vec a, Vec b) {
+  return _mm512_cmpgt_epi32_mask(a, b);
+}
+
+}  // namespace
+
+#include "kernels/bconv/lookup.inc"
+
+}  // namespace tac::kernels::avx512bw
