@@ -153,7 +153,7 @@ class KernelProblem {
   void choose(const Selection& selection) {
     const KernelTable& kernels = selection.kernels;
     kernel_ = kernels.bconv_b1_i32;
-    chunk_blocks_ = selection.backend == "avx512" ? 4 : 8;
+    chunk_blocks_ = selection.backend == "avx512" ? 4 : 8;  // as runtime/ops/binary_conv.cc
     const std::size_t row_words = rows_.size() / n_channels_;
     weights_ = AlignedBuffer<std::uint32_t>(
         kernels.bconv_b1_pack(nullptr, n_channels_, row_words, nullptr));

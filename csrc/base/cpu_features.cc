@@ -52,7 +52,7 @@ CpuFeatures detect_cpu_features() noexcept {
   add(zmm, leaf7.b, 31, kAvx512VL);
   add(zmm, leaf7.c, 14, kAvx512Vpopcntdq);
   add(zmm, leaf7.c, 11, kAvx512Vnni);
-#ifdef TAC_EMULATE_AVX512  // the avx512 backend needs no more than avx2 does
+#ifdef TAC_EMULATE_AVX512  // AVX-512 backends need no more than avx2 does
   if ((features & kAvx2) != 0) {
     features |= kAvx512F | kAvx512DQ | kAvx512BW | kAvx512VL | kAvx512Vpopcntdq | kAvx512Vnni;
   }

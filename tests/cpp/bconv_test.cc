@@ -466,10 +466,10 @@ TEST_P(Bconv, MatchesTheLoopNestForFullyConnectedLayers) {
 // All bits differ, so each counter gains as much as it can with every word, and the coefficient
 // takes the result from one end of int32 to the other: as far as `base - 2 * coef * popcount` goes
 // before it no longer fits. The lengths surround those at which bytes are widened (7, 31 words) and
-// 16-bit counts (2044 words, 65408 bits).
+// 16-bit counts (2047 words, 65504 bits).
 TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
   const std::size_t lengths[] = {1,  6,  7,    8,    14,   15,   30,   31,   32,
-                                 62, 93, 1024, 2043, 2044, 2045, 2051, 4088, 4095};
+                                 62, 93, 1024, 2046, 2047, 2048, 2051, 4094, 4095};
   for (const std::size_t words : lengths) {
     for (const bool down : {true, false}) {
       for (const std::size_t width : {1U, 2U, 3U, 4U, 5U}) {

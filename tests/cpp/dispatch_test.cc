@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <sstream>
+#include <string_view>
 
 #include "backends_under_test.h"
 #include "base/error.h"
@@ -63,6 +65,36 @@ TEST(Backends, HaveBinaryConvolutionsAndTheirPackerOrNone) {
     if (b.table == nullptr) continue;
     EXPECT_EQ(b.table->bconv_b1_i32 == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
     EXPECT_EQ(b.table->bconv_b1_bits == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
+  }
+}
+
+// What a backend leaves out is served by the next one down and its tests are skipped, so it is
+// named here.
+TEST(Backends, LeaveOutWhatTheyAreMeantTo) {
+  using Names = std::set<std::string_view>;
+  const auto slots = [](const KernelTable& table, bool filled) {
+    Names names;
+#define TAC_KERNEL(kernel) \
+  if ((table.kernel != nullptr) == filled) names.insert(#kernel);
+#include "kernels/kernels.def"
+#undef TAC_KERNEL
+    return names;
+  };
+  for (const BackendInfo& b : backends()) {
+    if (b.table == nullptr) continue;
+    if (b.name == "avx512") {
+      EXPECT_EQ(slots(*b.table, true), (Names{"bconv_b1_pack", "bconv_b1_i32", "bconv_b1_bits"}));
+    } else if (b.name == "avx512vnni") {
+      EXPECT_EQ(slots(*b.table, true),
+                (Names{"codebook_linear_i16_sliced", "codebook_sparse_i16", "conv_i16"}));
+    } else if (b.name == "avx512bw") {
+      EXPECT_EQ(slots(*b.table, false), (Names{"bit_pool_bits", "codebook_linear_i16",
+                                               "codebook_linear_i16_bytes", "split_i16_u8"}));
+    } else if (b.name == "avx2") {
+      EXPECT_EQ(slots(*b.table, false), (Names{"codebook_linear_i16_sliced"}));
+    } else {
+      EXPECT_EQ(slots(*b.table, false), Names{}) << b.name;
+    }
   }
 }
 

@@ -34,16 +34,22 @@ using kernels::BconvParams;
 using kernels::kBconvBlock;
 
 // Weight blocks that one call works on: few enough for their weights to stay in the L1 or L2 cache
-// while the rows of the map pass by. Even, so that a chunk's channels fill whole words of output.
-// Kernels that look up have tiles of up to 8 blocks, and prepare a row of inputs once a call.
-constexpr std::size_t kChunkBlocks = 8;
-constexpr std::size_t kPopcountChunkBlocks = 4;
-constexpr std::size_t kSmallChunkBlocks = 2;
+// while the rows of the map pass by, small where there would be too little work for all threads.
+// Even, so that a chunk's channels fill whole words of output.
+struct ChunkBlocks {
+  std::size_t most, small;
+};
+ChunkBlocks chunk_blocks(const PrepareContext& ctx) {
+  if (ctx.served_by("avx512", KernelId::bconv_b1_i32)) return {4, 2};
+  // Kernels that look up prepare a row of inputs once a call, and a register has 4 or 2 blocks.
+  return {8, ctx.served_by("avx512bw", KernelId::bconv_b1_i32) ? 4U : 2U};
+}
+
 // Samples that a fully connected layer takes at a time, as pixels of one row.
 constexpr std::size_t kBatchTile = 64;
 
-// Pixels of a row that several rows of a map are joined to: where sums are stored, they stay in the
-// L1 cache.
+// Pixels of a row that several rows of a map are joined to: where sums are stored, no more than the
+// L1 cache holds of a chunk.
 constexpr std::size_t kJoinedPixels = 64;
 constexpr std::size_t kJoinedSignPixels = 512;
 
@@ -51,7 +57,7 @@ constexpr std::size_t kJoinedSignPixels = 512;
 // middle of a tile cost time. Leaves work for all threads.
 std::size_t rows_to_join(const Map& map, std::size_t max_pixels, std::size_t n_chunks,
                          std::size_t n_threads) noexcept {
-  constexpr std::size_t kTile = 4;  // pixels, AVX2; AVX-512 has 6
+  constexpr std::size_t kTile = 4;  // pixels; with VPOPCNTDQ 6
   const auto tiles = [&](std::size_t n) { return ceil_div(n * map.w, kTile) + 1; };  // 1: the call
   std::size_t best = 1;
   for (std::size_t n = 2; n <= map.h && n * map.w <= max_pixels; ++n) {
@@ -156,8 +162,7 @@ class BinaryConvStep final : public Step {
                            (window_.dilation_w == 1 || in_.w == 1) && window_.pad_top == 0 &&
                            window_.pad_left == 0;
     samples_as_pixels_ = whole_map && groups_ == 1;
-    const std::size_t most_blocks =
-        ctx.served_by("avx512", KernelId::bconv_b1_i32) ? kPopcountChunkBlocks : kChunkBlocks;
+    const ChunkBlocks blocks = chunk_blocks(ctx);
     if (window_.kernel_h == 1 && window_.kernel_w == 1 && window_.stride_h == 1 &&
         window_.stride_w == 1 && in_.h == out_.h && in_.w == out_.w) {
       // Whether make_signs() will find that no sum is stored.
@@ -166,7 +171,7 @@ class BinaryConvStep final : public Step {
                          (in_layout_.planes == 1 || encoding.kind == Encoding::Kind::kSignZero);
       const std::size_t n_rows =
           rows_to_join(in_, signs ? kJoinedSignPixels : kJoinedPixels,
-                       groups_ > 1 ? 1 : ceil_div(n_blocks_, most_blocks), ctx.n_threads);
+                       groups_ > 1 ? 1 : ceil_div(n_blocks_, blocks.most), ctx.n_threads);
       in_.h = out_.h /= n_rows;
       in_.w = out_.w *= n_rows;
     }
@@ -198,9 +203,9 @@ class BinaryConvStep final : public Step {
       biases_ = expand(op.bias, out_.c);
     }
 
-    chunk_blocks_ = groups_ > 1 ? n_blocks_ : std::min(most_blocks, n_blocks_);
+    chunk_blocks_ = groups_ > 1 ? n_blocks_ : std::min(blocks.most, n_blocks_);
     if (groups_ == 1 && ceil_div(n_blocks_, chunk_blocks_) * out_.h < 2 * ctx.n_threads) {
-      chunk_blocks_ = std::min(kSmallChunkBlocks, n_blocks_);
+      chunk_blocks_ = std::min(blocks.small, n_blocks_);
     }
     n_chunks_ = ceil_div(n_blocks_, chunk_blocks_);
     row_stride_ = groups_ > 1 ? round_up(out_.c, kBconvBlock) : chunk_blocks_ * kBconvBlock;

@@ -1,4 +1,4 @@
-// Stands in for the compiler's <immintrin.h> where the avx512 backend is compiled for a CPU without
+// Stands in for the compiler's <immintrin.h> where AVX-512 backends are compiled for a CPU without
 // AVX-512 (preset avx512): SIMDe's portable intrinsics, and those that its version 0.7 lacks or has
 // otherwise. What is tested so is what the sources compute, not the machine code and not the speed.
 #pragma once
