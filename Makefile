@@ -145,7 +145,7 @@ ctest-default ctest-asan ctest-core2duo ctest-aarch64 ctest-avx512: ctest-%: bui
 # The C++ tests fail where a backend that this CPU has was not tested.
 ctest-default ctest-asan: export TAC_EXPECT_BACKENDS ?= $(shell bash tools/expected_backends.sh)
 
-ctest-avx512: export TAC_EXPECT_BACKENDS ?= avx512,avx512vnni,avx512bw,avx2,scalar
+ctest-avx512: export TAC_EXPECT_BACKENDS ?= amx,avx512,avx512vnni,avx512bw,avx2,scalar
 
 build-core2duo build-aarch64 build-avx512: build/.emulators
 build-tidy build-fuzz: build/.clang

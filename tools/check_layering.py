@@ -26,7 +26,7 @@ SYSTEM_HEADERS = re.compile(r"^(?:sys/\w+|fcntl|pthread|sched|unistd)\.h$")
 CPU_QUERY = "csrc/base/cpu_features.cc"
 TRAINING = "python/tac_engine/train/"
 COMMAND_LINE = "python/tac_engine/cli.py"
-ISA_FILES = ("avx2.cc", "avx512bw.cc", "avx512vnni.cc", "avx512.cc", "neon.cc")
+ISA_FILES = ("avx2.cc", "avx512bw.cc", "avx512vnni.cc", "avx512.cc", "amx.cc", "neon.cc")
 WRITER_NAMES = frozenset({"ModelWriter", "op_specs", "pack_bits"})
 TEXT_SUFFIXES = frozenset({".cc", ".h", ".inc", ".def", ".py", ".pyi", ".sh", ".toml", ".cmake"})
 

@@ -92,6 +92,7 @@ Macs macs_of(const Shape& s) {
 
 limits::bconv_b1_fn* limit_of(std::string_view backend) {
 #if defined(__x86_64__)
+  if (backend == "amx") return limits::amx::bconv_b1;
   if (backend == "avx512") return limits::avx512::bconv_b1;
   if (backend == "avx512vnni" || backend == "avx512bw") return limits::avx512bw::bconv_b1;
   if (backend == "avx2") return limits::avx2::bconv_b1;
@@ -150,6 +151,7 @@ class KernelProblem {
                .shift = 0};
   }
 
+  static bool times(const KernelTable& table) { return table.bconv_b1_i32 != nullptr; }
   void choose(const Selection& selection) {
     const KernelTable& kernels = selection.kernels;
     kernel_ = kernels.bconv_b1_i32;
@@ -227,6 +229,9 @@ class LayerProblem {
     output_.resize(out_size * out_size * s.out_channels / 32);
   }
 
+  static bool times(const KernelTable& table) {
+    return table.bconv_b1_i32 != nullptr || table.bconv_strip_i32 != nullptr;
+  }
   void choose(const Selection& selection) {
     step_ = prepare(op_, {writer_.graph, selection, 1});
     sample_scratch_ = AlignedBuffer<std::byte>(step_->sample_scratch_bytes);
@@ -349,7 +354,7 @@ bool measure_all(std::span<const Shape> shapes, const BenchOptions& options,
     const auto expected = problem.result();
     for (const BackendInfo& backend : backends()) {
       if (backend.table == nullptr || (backend.required & ~features) != 0) continue;
-      if (backend.table->bconv_b1_i32 == nullptr) continue;
+      if (!Problem::times(*backend.table)) continue;
       if (!options.backend.empty() && backend.name != options.backend) continue;
       problem.choose(select_kernels(features, backend.name));
       if (problem.result() != expected) {

@@ -17,10 +17,11 @@ enum CpuFeature : CpuFeatures {
   kAvx512VL = 1U << 6,
   kAvx512Vpopcntdq = 1U << 7,
   kAvx512Vnni = 1U << 8,
+  kAmxInt8 = 1U << 9,  // and AMX_TILE
 };
 
 // Features of this machine whose registers the OS saves (cpuid and xgetbv). 0 on CPUs other than
-// x86.
+// x86. Linux hands out the tile registers of AMX on demand: asks it for them, for this process.
 CpuFeatures detect_cpu_features() noexcept;
 
 // Marketing name of the CPU, or empty.

@@ -11,11 +11,13 @@ namespace {
 
 // A backend that this architecture cannot compile has no table.
 #if defined(__x86_64__)
+constexpr const KernelTable* kAmxTable = &amx::table;
 constexpr const KernelTable* kAvx512Table = &avx512::table;
 constexpr const KernelTable* kAvx512VnniTable = &avx512vnni::table;
 constexpr const KernelTable* kAvx512BwTable = &avx512bw::table;
 constexpr const KernelTable* kAvx2Table = &avx2::table;
 #else
+constexpr const KernelTable* kAmxTable = nullptr;
 constexpr const KernelTable* kAvx512Table = nullptr;
 constexpr const KernelTable* kAvx512VnniTable = nullptr;
 constexpr const KernelTable* kAvx512BwTable = nullptr;
@@ -23,6 +25,7 @@ constexpr const KernelTable* kAvx2Table = nullptr;
 #endif
 constexpr const KernelTable* kScalarTable = &scalar::table;
 
+#define TAC_TABLE_amx kAmxTable
 #define TAC_TABLE_avx512 kAvx512Table
 #define TAC_TABLE_avx512vnni kAvx512VnniTable
 #define TAC_TABLE_avx512bw kAvx512BwTable

@@ -49,6 +49,10 @@ namespace avx512 {
 #include "kernels/kernels.def"
 extern const KernelTable table;
 }  // namespace avx512
+namespace amx {
+#include "kernels/kernels.def"
+extern const KernelTable table;
+}  // namespace amx
 namespace neon {
 #include "kernels/kernels.def"
 extern const KernelTable table;

@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    backend_help = "avx512, avx512vnni, avx512bw, avx2 or scalar (default: the best that this CPU runs)"
+    backend_help = "amx, avx512, avx512vnni, avx512bw, avx2 or scalar (default: the best that this CPU runs)"
 
     def engine_options(added: argparse.ArgumentParser) -> None:
         added.add_argument("--threads", type=positive, default=1, help="threads to run with (default 1)")

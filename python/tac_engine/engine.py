@@ -60,8 +60,8 @@ def load(path: str | os.PathLike[str], threads: int = 1, backend: str | None = N
         path: the file. It is not needed any more once it is loaded.
         threads: how many threads a run uses, 1..1024, that of the caller included. Results do not
             depend on it.
-        backend: "avx512", "avx512vnni", "avx512bw", "avx2" or "scalar". None: what the environment
-            variable TAC_BACKEND names, or else the best one that this CPU runs.
+        backend: "amx", "avx512", "avx512vnni", "avx512bw", "avx2" or "scalar". None: what the
+            environment variable TAC_BACKEND names, or else the best one that this CPU runs.
 
     Raises:
         FormatError: the file cannot be read, or is damaged.

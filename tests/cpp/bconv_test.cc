@@ -1,5 +1,6 @@
-// bconv_b1_i32 against a loop nest on unpacked levels. The code here derives base and coefficients
-// from an encoding, so that the formula in bconv.h is proved and not only repeated.
+// bconv_b1_* and bconv_strip_* against a loop nest on unpacked levels. The code here derives base
+// and coefficients from an encoding, so that the formula in bconv.h is proved and not only
+// repeated.
 #include "kernels/bconv/bconv.h"
 
 #include <gtest/gtest.h>
@@ -70,9 +71,43 @@ std::ostream& operator<<(std::ostream& s, const Case& c) {
            << c.block_end;
 }
 
-// Runs the kernel on a random instance of `c` and compares with the loop nest.
-void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
-  SCOPED_TRACE(testing::Message() << c << ", seed " << seed);
+// The kernels for single rows, or those for strips.
+struct Form {
+  const KernelTable& kernels;
+  bool strips;
+
+  std::size_t pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t n_taps,
+                   std::size_t words, std::uint32_t* packed) const {
+    return strips ? kernels.bconv_strip_pack(rows, n_channels, n_taps, words, packed)
+                  : kernels.bconv_b1_pack(rows, n_channels, n_taps * words, packed);
+  }
+  void sums(const BconvParams& p, const std::uint32_t* input, std::size_t oy, std::size_t n_rows,
+            std::size_t block_begin, std::size_t block_end, std::int32_t* out,
+            std::size_t out_stride) const {
+    if (!strips) return kernels.bconv_b1_i32(p, input, oy, block_begin, block_end, out, out_stride);
+    EXPECT_LE(kernels.bconv_strip_scratch(p, 1), kernels.bconv_strip_scratch(p, n_rows));
+    GuardedBuffer<std::byte> scratch(kernels.bconv_strip_scratch(p, n_rows));
+    kernels.bconv_strip_i32(p, input, oy, oy + n_rows, block_begin, block_end, scratch.data(), out,
+                            out_stride);
+    ASSERT_TRUE(scratch.intact());
+  }
+  void bits(const BconvParams& p, const std::uint32_t* flip, const std::uint32_t* input,
+            std::size_t oy, std::size_t n_rows, std::size_t block_begin, std::size_t block_end,
+            std::uint32_t* out, std::size_t out_stride) const {
+    if (!strips) {
+      return kernels.bconv_b1_bits(p, flip, input, oy, block_begin, block_end, out, out_stride);
+    }
+    GuardedBuffer<std::byte> scratch(kernels.bconv_strip_scratch(p, n_rows));
+    kernels.bconv_strip_bits(p, flip, input, oy, oy + n_rows, block_begin, block_end,
+                             scratch.data(), out, out_stride);
+    ASSERT_TRUE(scratch.intact());
+  }
+};
+
+// Runs the kernels on a random instance of `c`, one row or strips of any number of rows at a time,
+// and compares with the loop nest.
+void check(const Form& form, const Case& c, std::uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << c << ", seed " << seed << (form.strips ? ", strips" : ""));
   std::mt19937 random(seed);
   const std::size_t n_in = static_cast<std::size_t>(c.activation.n_planes), n_w = c.w_coefs.size();
   const std::size_t words = (c.in_channels + 31) / 32, pixel_words = words + 2 * c.words_around;
@@ -134,12 +169,11 @@ void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
     }
   }
   const std::size_t row_words = taps * words;
-  const std::size_t w_plane_words =
-      kernels.bconv_b1_pack(nullptr, c.out_channels, row_words, nullptr);
+  const std::size_t w_plane_words = form.pack(nullptr, c.out_channels, taps, words, nullptr);
   GuardedBuffer<std::uint32_t> weights(n_w * w_plane_words);
   for (std::size_t j = 0; j < n_w; ++j) {
-    ASSERT_EQ(kernels.bconv_b1_pack(w_rows.data() + j * c.out_channels * row_words, c.out_channels,
-                                    row_words, weights.data() + j * w_plane_words),
+    ASSERT_EQ(form.pack(w_rows.data() + j * c.out_channels * row_words, c.out_channels, taps, words,
+                        weights.data() + j * w_plane_words),
               w_plane_words);
   }
 
@@ -235,18 +269,24 @@ void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
   const std::size_t block_end = c.block_end == 0 ? n_blocks : c.block_end;
   const std::size_t out_stride = (block_end - c.block_begin) * kBconvBlock;
   const std::vector<std::int64_t> expected = reference::integer_conv(naive);
-  for (std::size_t oy = 0; oy < c.out_h(); ++oy) {
-    GuardedBuffer<std::int32_t> out(c.out_w() * out_stride);
+  // Output rows [oy, oy + n_rows) are made at a time.
+  const auto rows_from = [&](std::size_t oy) {
+    return form.strips ? 1 + random() % (c.out_h() - oy) : std::size_t{1};
+  };
+  for (std::size_t oy = 0, n_rows; oy < c.out_h(); oy += n_rows) {
+    n_rows = rows_from(oy);
+    const std::size_t n_pixels = n_rows * c.out_w();
+    GuardedBuffer<std::int32_t> out(n_pixels * out_stride);
     std::ranges::fill(out.span(), std::numeric_limits<std::int32_t>::min());
-    kernels.bconv_b1_i32(p, input.data() + c.words_around, oy, c.block_begin, block_end, out.data(),
-                         out_stride);
+    form.sums(p, input.data() + c.words_around, oy, n_rows, c.block_begin, block_end, out.data(),
+              out_stride);
     ASSERT_TRUE(out.intact());
-    for (std::size_t ox = 0; ox < c.out_w(); ++ox) {
+    for (std::size_t i = 0; i < n_pixels; ++i) {
       const std::size_t last = std::min(c.out_channels, block_end * kBconvBlock);
       for (std::size_t oc = c.block_begin * kBconvBlock; oc < last; ++oc) {
-        ASSERT_EQ(out[ox * out_stride + oc - c.block_begin * kBconvBlock],
-                  expected[(oy * c.out_w() + ox) * c.out_channels + oc])
-            << "row " << oy << ", column " << ox << ", channel " << oc;
+        ASSERT_EQ(out[i * out_stride + oc - c.block_begin * kBconvBlock],
+                  expected[(oy * c.out_w() + i) * c.out_channels + oc])
+            << "pixel " << i << " from row " << oy << " on, channel " << oc;
       }
     }
   }
@@ -280,19 +320,21 @@ void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
     }
   }
   p.base = limits.data();
-  for (std::size_t oy = 0; oy < c.out_h(); ++oy) {
+  for (std::size_t oy = 0, n_rows; oy < c.out_h(); oy += n_rows) {
+    n_rows = rows_from(oy);
+    const std::size_t n_pixels = n_rows * c.out_w();
     const std::size_t first = c.block_begin / 2, end = (block_end + 1) / 2, stride = end - first;
-    GuardedBuffer<std::uint32_t> bits(c.out_w() * stride);
+    GuardedBuffer<std::uint32_t> bits(n_pixels * stride);
     std::ranges::fill(bits.span(), 0xA5A5A5A5U);
-    kernels.bconv_b1_bits(p, flip.data(), input.data() + c.words_around, oy, c.block_begin,
-                          block_end, bits.data(), stride);
+    form.bits(p, flip.data(), input.data() + c.words_around, oy, n_rows, c.block_begin, block_end,
+              bits.data(), stride);
     ASSERT_TRUE(bits.intact());
-    for (std::size_t ox = 0; ox < c.out_w(); ++ox) {
+    for (std::size_t i = 0; i < n_pixels; ++i) {
       for (std::size_t oc = first * 32; oc < end * 32; ++oc) {
         const bool bit = oc < c.out_channels &&
-                         expected[(oy * c.out_w() + ox) * c.out_channels + oc] >= thresholds[oc];
-        ASSERT_EQ(bits[ox * stride + oc / 32 - first] >> (oc % 32) & 1U, bit ? 1U : 0U)
-            << "sign of row " << oy << ", column " << ox << ", channel " << oc;
+                         expected[(oy * c.out_w() + i) * c.out_channels + oc] >= thresholds[oc];
+        ASSERT_EQ(bits[i * stride + oc / 32 - first] >> (oc % 32) & 1U, bit ? 1U : 0U)
+            << "sign of pixel " << i << " from row " << oy << " on, channel " << oc;
       }
     }
   }
@@ -301,10 +343,14 @@ void check(const KernelTable& kernels, const Case& c, std::uint32_t seed) {
 class Bconv : public testing::TestWithParam<BackendInfo> {
  protected:
   void SetUp() override {
-    if (GetParam().table->bconv_b1_i32 == nullptr)
-      GTEST_SKIP() << "served by the next backend down";
+    if (GetParam().table->bconv_b1_i32 != nullptr) forms_.push_back({*GetParam().table, false});
+    if (GetParam().table->bconv_strip_i32 != nullptr) forms_.push_back({*GetParam().table, true});
+    if (forms_.empty()) GTEST_SKIP() << "served by the next backend down";
   }
-  void run(const Case& c) { check(*GetParam().table, c, seed_++); }
+  void run(const Case& c) {
+    for (const Form& form : forms_) check(form, c, seed_++);
+  }
+  std::vector<Form> forms_;
   std::uint32_t seed_ = 1;
 };
 INSTANTIATE_TEST_SUITE_P(All, Bconv, testing::ValuesIn(test::backends_under_test()),
@@ -397,6 +443,14 @@ TEST_P(Bconv, MatchesTheLoopNestForLongRowsAndLargeWindows) {
   }
 }
 
+// Windows much wider than the map: a single row must not need more scratch than several.
+TEST_P(Bconv, MatchesTheLoopNestForWindowsWiderThanTheMap) {
+  Case c;
+  c.in_h = c.in_w = 9, c.in_channels = 70, c.dilation_h = c.dilation_w = 12;
+  c.pad_top = c.pad_left = c.pad_bottom = c.pad_right = 12;
+  for (int i = 0; i < 4; ++i) run(c);
+}
+
 TEST_P(Bconv, MatchesTheLoopNestForEveryEncoding) {
   const std::vector<Activation> activations = {
       {Activation::kLinear, 1, -2, 1}, {Activation::kLinear, -1, 2, 1},
@@ -475,43 +529,45 @@ TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
       for (const std::size_t width : {1U, 2U, 3U, 4U, 5U}) {
         SCOPED_TRACE(testing::Message()
                      << words << " words, width " << width << (down ? ", down" : ", up"));
-        const std::vector<std::uint32_t> zeros(words * 5 * kBconvBlock, 0U);
-        GuardedBuffer<std::uint32_t> input(words * width), row_class(1), col_class(width);
-        GuardedBuffer<std::uint32_t> weights(
-            GetParam().table->bconv_b1_pack(nullptr, 5 * kBconvBlock, words, nullptr));
-        GetParam().table->bconv_b1_pack(zeros.data(), 5 * kBconvBlock, words, weights.data());
-        std::ranges::fill(input.span(), 0xFFFFFFFFU);
-        std::ranges::fill(row_class.span(), 0U);
-        std::ranges::fill(col_class.span(), 0U);
-        const std::int64_t low = std::numeric_limits<std::int32_t>::min();
-        const std::int64_t high = std::numeric_limits<std::int32_t>::max();
-        const std::int64_t popcount = static_cast<std::int64_t>(words) * 32;
-        const std::int64_t magnitude = (high - low) / (2 * popcount);
-        GuardedBuffer<std::int32_t> coef(1), base(5 * kBconvBlock), out(width * 5 * kBconvBlock);
-        coef[0] = static_cast<std::int32_t>(down ? magnitude : -magnitude);
-        std::ranges::fill(base.span(), static_cast<std::int32_t>(down ? high : low));
-        BconvParams p{};
-        p.in_h = 1, p.in_w = width, p.out_w = width;
-        p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
-        p.words = p.pixel_words = words, p.n_blocks = 5, p.n_in_planes = p.n_w_planes = 1;
-        p.in_plane_words = input.size(), p.w_plane_words = weights.size();
-        p.weights = weights.data(), p.coef = coef.data(), p.base = base.data();
-        p.row_class = row_class.data(), p.col_class = col_class.data();
-        GetParam().table->bconv_b1_i32(p, input.data(), 0, 0, 5, out.data(), 5 * kBconvBlock);
-        const std::int64_t expected = (down ? high : low) - 2 * std::int64_t{coef[0]} * popcount;
-        ASSERT_GE(expected, low);
-        ASSERT_LE(expected, high);
-        for (const std::int32_t value : out.span()) ASSERT_EQ(value, expected);
-        for (const std::int64_t below : {0, 1}) {
-          GuardedBuffer<std::int32_t> limits(6 * kBconvBlock);
-          GuardedBuffer<std::uint32_t> flip(3), bits(width * 3);
-          std::ranges::fill(limits.span(), static_cast<std::int32_t>(popcount - below));
-          std::ranges::fill(flip.span(), 0U);
-          std::fill_n(limits.data() + 5 * kBconvBlock, kBconvBlock, -1);
-          p.base = limits.data();
-          GetParam().table->bconv_b1_bits(p, flip.data(), input.data(), 0, 0, 5, bits.data(), 3);
-          for (std::size_t i = 0; i < bits.size(); ++i)
-            ASSERT_EQ(bits[i], below == 1 ? 0U : i % 3 == 2 ? 0xFFFFU : 0xFFFFFFFFU);
+        for (const Form& form : forms_) {
+          const std::vector<std::uint32_t> zeros(words * 5 * kBconvBlock, 0U);
+          GuardedBuffer<std::uint32_t> input(words * width), row_class(1), col_class(width);
+          GuardedBuffer<std::uint32_t> weights(
+              form.pack(nullptr, 5 * kBconvBlock, 1, words, nullptr));
+          form.pack(zeros.data(), 5 * kBconvBlock, 1, words, weights.data());
+          std::ranges::fill(input.span(), 0xFFFFFFFFU);
+          std::ranges::fill(row_class.span(), 0U);
+          std::ranges::fill(col_class.span(), 0U);
+          const std::int64_t low = std::numeric_limits<std::int32_t>::min();
+          const std::int64_t high = std::numeric_limits<std::int32_t>::max();
+          const std::int64_t popcount = static_cast<std::int64_t>(words) * 32;
+          const std::int64_t magnitude = (high - low) / (2 * popcount);
+          GuardedBuffer<std::int32_t> coef(1), base(5 * kBconvBlock), out(width * 5 * kBconvBlock);
+          coef[0] = static_cast<std::int32_t>(down ? magnitude : -magnitude);
+          std::ranges::fill(base.span(), static_cast<std::int32_t>(down ? high : low));
+          BconvParams p{};
+          p.in_h = 1, p.in_w = width, p.out_w = width;
+          p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+          p.words = p.pixel_words = words, p.n_blocks = 5, p.n_in_planes = p.n_w_planes = 1;
+          p.in_plane_words = input.size(), p.w_plane_words = weights.size();
+          p.weights = weights.data(), p.coef = coef.data(), p.base = base.data();
+          p.row_class = row_class.data(), p.col_class = col_class.data();
+          form.sums(p, input.data(), 0, 1, 0, 5, out.data(), 5 * kBconvBlock);
+          const std::int64_t expected = (down ? high : low) - 2 * std::int64_t{coef[0]} * popcount;
+          ASSERT_GE(expected, low);
+          ASSERT_LE(expected, high);
+          for (const std::int32_t value : out.span()) ASSERT_EQ(value, expected);
+          for (const std::int64_t below : {0, 1}) {
+            GuardedBuffer<std::int32_t> limits(6 * kBconvBlock);
+            GuardedBuffer<std::uint32_t> flip(3), bits(width * 3);
+            std::ranges::fill(limits.span(), static_cast<std::int32_t>(popcount - below));
+            std::ranges::fill(flip.span(), 0U);
+            std::fill_n(limits.data() + 5 * kBconvBlock, kBconvBlock, -1);
+            p.base = limits.data();
+            form.bits(p, flip.data(), input.data(), 0, 1, 0, 5, bits.data(), 3);
+            for (std::size_t i = 0; i < bits.size(); ++i)
+              ASSERT_EQ(bits[i], below == 1 ? 0U : i % 3 == 2 ? 0xFFFFU : 0xFFFFFFFFU);
+          }
         }
       }
     }
@@ -522,28 +578,30 @@ TEST_P(Bconv, ReachesTheEndsOfTheAccumulator) {
 TEST_P(Bconv, CountsEveryBitOnce) {
   constexpr std::size_t kBlocks = 3, kChannels = kBlocks * kBconvBlock;
   for (const std::size_t words : {1U, 10U}) {
-    std::vector<std::uint32_t> rows(words * kChannels, 0U);
-    GuardedBuffer<std::uint32_t> weights(
-        GetParam().table->bconv_b1_pack(nullptr, kChannels, words, nullptr));
-    GuardedBuffer<std::uint32_t> input(words), row_class(1), col_class(1);
-    GuardedBuffer<std::int32_t> coef(1), base(kChannels), out(kChannels);
-    std::ranges::fill(input.span(), 0U);
-    std::ranges::fill(base.span(), 0);
-    coef[0] = 1, row_class[0] = 0, col_class[0] = 0;
-    BconvParams p{};
-    p.in_h = p.in_w = p.out_w = 1;
-    p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
-    p.words = p.pixel_words = words, p.n_blocks = kBlocks, p.n_in_planes = p.n_w_planes = 1;
-    p.in_plane_words = input.size(), p.w_plane_words = weights.size();
-    p.weights = weights.data(), p.coef = coef.data(), p.base = base.data();
-    p.row_class = row_class.data(), p.col_class = col_class.data();
-    for (std::size_t bit = 0; bit < rows.size() * 32; ++bit) {
-      rows[bit / 32] = 1U << (bit % 32);
-      GetParam().table->bconv_b1_pack(rows.data(), kChannels, words, weights.data());
-      rows[bit / 32] = 0U;
-      GetParam().table->bconv_b1_i32(p, input.data(), 0, 0, kBlocks, out.data(), kChannels);
-      for (std::size_t oc = 0; oc < kChannels; ++oc) {
-        ASSERT_EQ(out[oc], oc == bit / 32 / words ? -2 : 0) << "bit " << bit << ", channel " << oc;
+    for (const Form& form : forms_) {
+      std::vector<std::uint32_t> rows(words * kChannels, 0U);
+      GuardedBuffer<std::uint32_t> weights(form.pack(nullptr, kChannels, 1, words, nullptr));
+      GuardedBuffer<std::uint32_t> input(words), row_class(1), col_class(1);
+      GuardedBuffer<std::int32_t> coef(1), base(kChannels), out(kChannels);
+      std::ranges::fill(input.span(), 0U);
+      std::ranges::fill(base.span(), 0);
+      coef[0] = 1, row_class[0] = 0, col_class[0] = 0;
+      BconvParams p{};
+      p.in_h = p.in_w = p.out_w = 1;
+      p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+      p.words = p.pixel_words = words, p.n_blocks = kBlocks, p.n_in_planes = p.n_w_planes = 1;
+      p.in_plane_words = input.size(), p.w_plane_words = weights.size();
+      p.weights = weights.data(), p.coef = coef.data(), p.base = base.data();
+      p.row_class = row_class.data(), p.col_class = col_class.data();
+      for (std::size_t bit = 0; bit < rows.size() * 32; ++bit) {
+        rows[bit / 32] = 1U << (bit % 32);
+        form.pack(rows.data(), kChannels, 1, words, weights.data());
+        rows[bit / 32] = 0U;
+        form.sums(p, input.data(), 0, 1, 0, kBlocks, out.data(), kChannels);
+        for (std::size_t oc = 0; oc < kChannels; ++oc) {
+          ASSERT_EQ(out[oc], oc == bit / 32 / words ? -2 : 0)
+              << "bit " << bit << ", channel " << oc;
+        }
       }
     }
   }

@@ -18,9 +18,11 @@ constexpr CpuFeatures kHaswell = kPopcnt | kAvx2 | kFma;
 constexpr CpuFeatures kSkylakeX = kHaswell | kAvx512F | kAvx512BW | kAvx512DQ | kAvx512VL;
 constexpr CpuFeatures kCascadeLake = kSkylakeX | kAvx512Vnni;
 constexpr CpuFeatures kIceLake = kCascadeLake | kAvx512Vpopcntdq;
+constexpr CpuFeatures kSapphireRapids = kIceLake | kAmxInt8;
 
 #if defined(__x86_64__)
 TEST(SelectKernels, PicksTheBestThatThePretendCpuRuns) {
+  EXPECT_EQ(select_kernels(kSapphireRapids, "").backend, "amx");
   EXPECT_EQ(select_kernels(kIceLake, "").backend, "avx512");
   EXPECT_EQ(select_kernels(kCascadeLake, "").backend, "avx512vnni");
   EXPECT_EQ(select_kernels(kSkylakeX, "").backend, "avx512bw");
@@ -65,6 +67,10 @@ TEST(Backends, HaveBinaryConvolutionsAndTheirPackerOrNone) {
     if (b.table == nullptr) continue;
     EXPECT_EQ(b.table->bconv_b1_i32 == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
     EXPECT_EQ(b.table->bconv_b1_bits == nullptr, b.table->bconv_b1_pack == nullptr) << b.name;
+    const bool strips = b.table->bconv_strip_pack != nullptr;
+    EXPECT_EQ(b.table->bconv_strip_i32 != nullptr, strips) << b.name;
+    EXPECT_EQ(b.table->bconv_strip_bits != nullptr, strips) << b.name;
+    EXPECT_EQ(b.table->bconv_strip_scratch != nullptr, strips) << b.name;
   }
 }
 
@@ -82,16 +88,23 @@ TEST(Backends, LeaveOutWhatTheyAreMeantTo) {
   };
   for (const BackendInfo& b : backends()) {
     if (b.table == nullptr) continue;
-    if (b.name == "avx512") {
+    if (b.name == "amx") {
+      EXPECT_EQ(slots(*b.table, true), (Names{"bconv_strip_pack", "bconv_strip_scratch",
+                                              "bconv_strip_i32", "bconv_strip_bits"}));
+    } else if (b.name == "avx512") {
       EXPECT_EQ(slots(*b.table, true), (Names{"bconv_b1_pack", "bconv_b1_i32", "bconv_b1_bits"}));
     } else if (b.name == "avx512vnni") {
       EXPECT_EQ(slots(*b.table, true),
                 (Names{"codebook_linear_i16_sliced", "codebook_sparse_i16", "conv_i16"}));
     } else if (b.name == "avx512bw") {
-      EXPECT_EQ(slots(*b.table, false), (Names{"bit_pool_bits", "codebook_linear_i16",
-                                               "codebook_linear_i16_bytes", "split_i16_u8"}));
+      EXPECT_EQ(slots(*b.table, false),
+                (Names{"bit_pool_bits", "codebook_linear_i16", "codebook_linear_i16_bytes",
+                       "split_i16_u8", "bconv_strip_bits", "bconv_strip_i32", "bconv_strip_pack",
+                       "bconv_strip_scratch"}));
     } else if (b.name == "avx2") {
-      EXPECT_EQ(slots(*b.table, false), (Names{"codebook_linear_i16_sliced"}));
+      EXPECT_EQ(slots(*b.table, false),
+                (Names{"codebook_linear_i16_sliced", "bconv_strip_bits", "bconv_strip_i32",
+                       "bconv_strip_pack", "bconv_strip_scratch"}));
     } else {
       EXPECT_EQ(slots(*b.table, false), Names{}) << b.name;
     }

@@ -467,6 +467,35 @@ TEST(Executor, BinaryConvOfEveryEncoding) {
   }
 }
 
+// Maps and channels of which backends with strips take several rows at a time: short rows and long
+// ones, whole maps, parts of them and parts of their channels; signs, codes and sums.
+TEST(Executor, BinaryConvOfLargeMaps) {
+  struct Size {
+    std::int64_t h, w, channels, out;
+  };
+  for (const Size size : {Size{7, 7, 70, 35}, Size{8, 8, 66, 36}, Size{5, 13, 64, 33},
+                          Size{4, 30, 65, 20}, Size{2, 90, 33, 18}, Size{20, 12, 300, 5}}) {
+    for (const std::int64_t stride : {1, 2}) {
+      for (const Encoding& in : {test::kBinary, test::kSignZero}) {
+        Builder b(static_cast<std::uint32_t>(size.h * 100 + size.w));
+        const TensorId x = b.quantize(b.input({size.h, size.w, size.channels}), in);
+        const Window w{{3, 3}, {stride, stride}, {1, 1}, {1, 1, 1, 1}};
+        const TensorId signs = b.binary_conv(x, w, size.out, 1, {}, test::kBinary);
+        b.output(b.dequantize(signs));
+        b.output(b.binary_conv(x, w, size.out, 1));
+        b.output(b.dequantize(b.binary_conv(x, w, size.out, 1, {}, test::kTwoBit)));
+        expect_naive(b.graph());
+      }
+    }
+  }
+  // Strips of 2, 2 and 1 rows, whose columns lie apart.
+  Builder b(1);
+  const TensorId x = b.quantize(b.input({5, 34, 7040}), test::kBinary);
+  b.output(b.dequantize(
+      b.binary_conv(x, {{1, 1}, {1, 3}, {1, 1}, {0, 0, 0, 0}}, 17, 1, {}, test::kBinary)));
+  expect_naive(b.graph());
+}
+
 TEST(Executor, BinaryConvOfEveryWeightForm) {
   const std::vector<WeightForm> forms{
       {{1}, 0},          {{1, 2}, 0}, {{1, 1}, 1},         {{2, 4, 6}, 1},
@@ -709,10 +738,11 @@ TEST(Executor, CodebookLayersInBatchesGiveTheBitsOfSingleSamples) {
           auto batch = all;
           batch[0].resize(n * kInputs);
           const std::vector<InputArray> inputs{{batch[0].data(), nullptr}};
-          EXPECT_EQ(engine.profile(inputs, n, 1)[1].kernel.starts_with("codebook_sparse"),
-                    n > (backend.name.starts_with("avx512") ? without_avx512
-                         : backend.name == "avx2"           ? without_avx2
-                                                            : without))
+          EXPECT_EQ(
+              engine.profile(inputs, n, 1)[1].kernel.starts_with("codebook_sparse"),
+              n > (backend.name.starts_with("avx512") || backend.name == "amx" ? without_avx512
+                   : backend.name == "avx2"                                    ? without_avx2
+                                                                               : without))
               << backend.name << ", batch " << n;
           const Outputs y = run_engine(engine, batch, n);
           for (std::size_t i = 0; i < n * kOutputs; ++i) {

@@ -1,4 +1,4 @@
-// What a core can do at best: the inner operations of a backend's bconv_b1_i32 on registers alone,
+// What a core can do at best: the inner operations of a backend's binary convolutions on registers alone,
 // with no load, no address and no loop but their own.
 #pragma once
 
@@ -18,6 +18,9 @@ namespace avx512bw {
 bconv_b1_fn bconv_b1;
 }
 namespace avx512 {
+bconv_b1_fn bconv_b1;
+}
+namespace amx {
 bconv_b1_fn bconv_b1;
 }
 

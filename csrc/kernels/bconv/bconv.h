@@ -1,4 +1,5 @@
-// Contract of bconv_b1_i32: XNOR-popcount convolution, vectorized over output channels.
+// Contracts of binary convolutions, vectorized over output channels: bconv_b1_* count bits a row at
+// a time, bconv_strip_* multiply bytes several rows at a time.
 #pragma once
 
 #include <cstddef>
@@ -68,5 +69,29 @@ using bconv_b1_bits_fn = void (*)(const BconvParams& params, const std::uint32_t
                                   const std::uint32_t* input, std::size_t oy,
                                   std::size_t block_begin, std::size_t block_end,
                                   std::uint32_t* out, std::size_t out_stride);
+
+// The same sums and signs for a strip of output rows [oy_begin, oy_end), for registers that
+// multiply matrices of bytes: signs become +-1 and what lies outside the map 0. Sums go to out[((oy
+// - oy_begin) * out_w + ox) * out_stride + ...], words of signs likewise.
+//
+// `rows` is [n_channels][n_taps][words]; returns the size in words, writes as many unless `packed`
+// is null.
+using bconv_strip_pack_fn = std::size_t (*)(const std::uint32_t* rows, std::size_t n_channels,
+                                            std::size_t n_taps, std::size_t words,
+                                            std::uint32_t* packed);
+
+// Bytes at `scratch`, 64-byte aligned, that a strip of n_rows rows takes; fewer rows take no more.
+using bconv_strip_scratch_fn = std::size_t (*)(const BconvParams& params, std::size_t n_rows);
+
+using bconv_strip_i32_fn = void (*)(const BconvParams& params, const std::uint32_t* input,
+                                    std::size_t oy_begin, std::size_t oy_end,
+                                    std::size_t block_begin, std::size_t block_end,
+                                    std::byte* scratch, std::int32_t* out, std::size_t out_stride);
+
+using bconv_strip_bits_fn = void (*)(const BconvParams& params, const std::uint32_t* flip,
+                                     const std::uint32_t* input, std::size_t oy_begin,
+                                     std::size_t oy_end, std::size_t block_begin,
+                                     std::size_t block_end, std::byte* scratch, std::uint32_t* out,
+                                     std::size_t out_stride);
 
 }  // namespace tac::kernels

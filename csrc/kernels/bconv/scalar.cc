@@ -134,4 +134,30 @@ void bconv_b1_bits(const BconvParams& p, const std::uint32_t* flip, const std::u
   }
 }
 
+std::size_t bconv_strip_pack(const std::uint32_t* rows, std::size_t n_channels, std::size_t n_taps,
+                             std::size_t words, std::uint32_t* packed) {
+  return bconv_b1_pack(rows, n_channels, n_taps * words, packed);
+}
+
+std::size_t bconv_strip_scratch(const BconvParams& /*params*/, std::size_t /*n_rows*/) {
+  return 0;
+}
+
+void bconv_strip_i32(const BconvParams& p, const std::uint32_t* input, std::size_t oy_begin,
+                     std::size_t oy_end, std::size_t block_begin, std::size_t block_end,
+                     std::byte* /*scratch*/, std::int32_t* out, std::size_t out_stride) {
+  for (std::size_t oy = oy_begin; oy < oy_end; ++oy, out += p.out_w * out_stride) {
+    bconv_b1_i32(p, input, oy, block_begin, block_end, out, out_stride);
+  }
+}
+
+void bconv_strip_bits(const BconvParams& p, const std::uint32_t* flip, const std::uint32_t* input,
+                      std::size_t oy_begin, std::size_t oy_end, std::size_t block_begin,
+                      std::size_t block_end, std::byte* /*scratch*/, std::uint32_t* out,
+                      std::size_t out_stride) {
+  for (std::size_t oy = oy_begin; oy < oy_end; ++oy, out += p.out_w * out_stride) {
+    bconv_b1_bits(p, flip, input, oy, block_begin, block_end, out, out_stride);
+  }
+}
+
 }  // namespace tac::kernels::scalar

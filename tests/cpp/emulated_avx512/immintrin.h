@@ -1,6 +1,7 @@
 // Stands in for the compiler's <immintrin.h> where AVX-512 backends are compiled for a CPU without
-// AVX-512 (preset avx512): SIMDe's portable intrinsics, and those that its version 0.7 lacks or has
-// otherwise. What is tested so is what the sources compute, not the machine code and not the speed.
+// AVX-512 (preset avx512): tile registers, SIMDe's portable intrinsics, and those that its version
+// 0.7 lacks or has otherwise. What is tested so is what the sources compute, not the machine code
+// and not the speed.
 #pragma once
 
 #include_next <immintrin.h>
@@ -158,8 +159,71 @@ static inline __mmask32 kunpackw(__mmask32 high, __mmask32 low) {
   return high << 16U | (low & 0xFFFFU);
 }
 
+// Tile registers. Each kernel configures its own, so those of a thread are enough.
+struct Tiles {
+  unsigned char rows[8], bytes[8];  // bytes of a row
+  unsigned char data[8][16][64];
+};
+static inline Tiles& tiles() {
+  static thread_local Tiles instance;
+  return instance;
+}
+static inline void tile_loadconfig(const void* from) {
+  const auto* config = static_cast<const unsigned char*>(from);
+  for (int i = 0; i < 8; ++i) {
+    tiles().bytes[i] = config[16 + 2 * i];
+    tiles().rows[i] = config[48 + i];
+  }
+}
+static inline void tile_release() {
+  tiles() = {};
+}
+static inline void tile_zero(int to) {
+  __builtin_memset(tiles().data[to], 0, sizeof tiles().data[to]);
+}
+static inline void tile_loadd(int to, const void* from, std::size_t stride) {
+  tile_zero(to);
+  for (int i = 0; i < tiles().rows[to]; ++i) {
+    __builtin_memcpy(tiles().data[to][i],
+                     static_cast<const char*>(from) + static_cast<std::size_t>(i) * stride,
+                     tiles().bytes[to]);
+  }
+}
+static inline void tile_stored(int from, void* to, std::size_t stride) {
+  for (int i = 0; i < tiles().rows[from]; ++i) {
+    __builtin_memcpy(static_cast<char*>(to) + static_cast<std::size_t>(i) * stride,
+                     tiles().data[from][i], tiles().bytes[from]);
+  }
+}
+static inline void tile_dpbssd(int c, int a, int b) {
+  Tiles& t = tiles();
+  for (int m = 0; m < t.rows[c]; ++m) {
+    for (int n = 0; n < t.bytes[c] / 4; ++n) {
+      int sum;
+      __builtin_memcpy(&sum, &t.data[c][m][4 * n], 4);
+      for (int k = 0; k < t.bytes[a]; ++k) {
+        sum += static_cast<signed char>(t.data[a][m][k]) *
+               static_cast<signed char>(t.data[b][k / 4][4 * n + k % 4]);
+      }
+      __builtin_memcpy(&t.data[c][m][4 * n], &sum, 4);
+    }
+  }
+}
+
 }  // namespace tac::emulated
 
+#undef _tile_loadconfig
+#undef _tile_release
+#undef _tile_zero
+#undef _tile_loadd
+#undef _tile_stored
+#undef _tile_dpbssd
+#define _tile_loadconfig tac::emulated::tile_loadconfig
+#define _tile_release tac::emulated::tile_release
+#define _tile_zero tac::emulated::tile_zero
+#define _tile_loadd tac::emulated::tile_loadd
+#define _tile_stored tac::emulated::tile_stored
+#define _tile_dpbssd tac::emulated::tile_dpbssd
 #undef _mm512_scalef_ps
 #define _mm512_scalef_ps tac::emulated::scalef_ps
 #define _mm512_mask_loadu_ps tac::emulated::mask_loadu_ps
@@ -178,6 +242,7 @@ static inline __mmask32 kunpackw(__mmask32 high, __mmask32 low) {
 #define _mm512_cvtepu8_epi16 tac::emulated::cvtepu8_epi16
 #define _mm512_madd_epi16 tac::emulated::madd_epi16
 #define _mm512_sra_epi32 tac::emulated::sra_epi32
+#define _mm512_srai_epi32(v, n) tac::emulated::sra_epi32(v, _mm_cvtsi32_si128(n))
 #define _mm512_reduce_add_ps tac::emulated::reduce_add_ps
 #define _mm512_reduce_max_ps tac::emulated::reduce_max_ps
 #define _mm512_reduce_max_epu32 tac::emulated::reduce_max_epu32
