@@ -300,7 +300,7 @@ def test_bad_options_say_what_is_wrong(model: ImageModel, tmp_path: Path, monkey
             tac_engine.load(model.path, threads=threads)
     with pytest.raises(TypeError):
         tac_engine.load(model.path, threads=1.5)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="unknown backend 'sse9'; there are avx512"):
+    with pytest.raises(InvalidInputError, match="unknown backend 'sse9'; there are amx, avx512"):
         tac_engine.load(model.path, backend="sse9")
     with pytest.raises(InvalidInputError, match="backend is ''"):
         tac_engine.load(model.path, backend="")
